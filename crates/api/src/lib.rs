@@ -1,1 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The custom resources, spec first. The YAML in `crds/` is generated from here.
+
+pub mod about;
+pub mod condition;
+pub mod mcs;
+pub mod v1alpha1;

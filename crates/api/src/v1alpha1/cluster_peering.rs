@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Another cluster that this one is joined to, and what that cluster may announce here.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "isthmus.dev",
+    version = "v1alpha1",
+    kind = "ClusterPeering",
+    plural = "clusterpeerings",
+    shortname = "peering",
+    category = "isthmus",
+    status = "ClusterPeeringStatus",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterPeeringSpec {
+    /// The peer's identity: hex SHA-256 of its root key. The peer must prove it in every handshake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Where the peer's operator listens, `host:port` each. Empty: the peer connects to us.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// Secret in isthmus-system that holds the invitation's single-use token under the key `token`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretRef>,
+    /// Pod CIDRs that the peer may announce: an announced CIDR is accepted if it lies within one of these. Empty grants nothing.
+    #[serde(default, rename = "allowedCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub allowed_cidrs: Vec<String>,
+    /// Namespaces whose services the peer may export to us. Empty grants nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_namespaces: Vec<String>,
+}
+
+/// A Secret in isthmus-system.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Its name.
+    pub name: String,
+}
+
+/// The peering as it is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterPeeringStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions: Ready, Connected, Fresh, AnnouncementsAccepted, TunnelsUp, Reconciling, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The peer's cluster ID (an alias, not an identity).
+    #[serde(default, rename = "clusterID", skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
+    /// The identity that the peer proved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Pod CIDRs of the peer that are in force: announced, granted and free of conflicts.
+    #[serde(default, rename = "remoteCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub remote_cidrs: Vec<String>,
+    /// The peer's gateways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remote_gateways: Vec<RemoteGateway>,
+    /// Nodes of this cluster that carry the peering's tunnels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub local_gateways: Vec<String>,
+    /// Tunnels that are up, and all: `3/4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<String>,
+    /// When the peer was last heard, to ten seconds (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_heard: Option<String>,
+    /// What the peer announced and did not get, with the reason. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refusal>,
+}
+
+/// A gateway of the peer.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteGateway {
+    /// The node's name in the peer.
+    pub name: String,
+    /// WireGuard public key, base64.
+    pub public_key: String,
+    /// `address:port` where it listens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// Its addresses inside the tunnel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mesh_addresses: Vec<String>,
+}
+
+/// Something announced and refused.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// The announced thing, such as `cidr 10.0.0.0/8` or `export kube-system/dns`.
+    pub what: String,
+    /// Why, and what would change it.
+    pub reason: String,
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+/// A range of addresses that pods may receive, and the nodes that may use it.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "isthmus.dev",
+    version = "v1alpha1",
+    kind = "IPPool",
+    plural = "ippools",
+    shortname = "ipp",
+    category = "isthmus",
+    status = "IPPoolStatus",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IPPoolSpec {
+    /// Addresses of the pool in CIDR notation, IPv4 or IPv6. Cannot change; create a second pool instead.
+    pub cidr: String,
+    /// Prefix length of the blocks that nodes receive. Default 26 for IPv4, 122 for IPv6. Cannot change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u8>,
+    /// When packets between nodes are encapsulated in VXLAN.
+    #[serde(default)]
+    pub encapsulation: Encapsulation,
+    /// Whether packets of pods to destinations outside all pools and peerings leave with the node's address.
+    #[serde(default = "yes")]
+    pub nat_outgoing: bool,
+    /// Nodes that may use the pool. Absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+    /// No new addresses are given out from the pool while true.
+    #[serde(default)]
+    pub disabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// When packets between nodes are encapsulated.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// Always.
+    Always,
+    /// Only to nodes that share no link with this one.
+    #[default]
+    CrossSubnet,
+    /// Never: the network between nodes routes pods' addresses.
+    Never,
+}
+
+/// What became of the pool.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct IPPoolStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions: Ready, Reconciling, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Blocks held by nodes.
+    #[serde(default)]
+    pub blocks: i32,
+    /// Addresses given to pods.
+    #[serde(default)]
+    pub allocated: i64,
+    /// Addresses in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<String>,
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A node's part of the network. The operator makes one for each node; the node's agent writes its status.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "isthmus.dev",
+    version = "v1alpha1",
+    kind = "NodeNetwork",
+    plural = "nodenetworks",
+    shortname = "nnet",
+    category = "isthmus",
+    status = "NodeNetworkStatus",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeNetworkSpec {}
+
+/// What the node's agent measured.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeNetworkStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions: Ready, Reconciling, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// WireGuard public key of the node, base64. The private half never leaves the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// `address:port` where the node's WireGuard listens while it is a gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// The node's own addresses out of its blocks, used inside tunnels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mesh_addresses: Vec<String>,
+    /// Ethernet address of the node's VXLAN device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vxlan_mac: Option<String>,
+    /// How full the node's blocks are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockUsage>,
+    /// The node's tunnels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnels: Vec<TunnelStatus>,
+}
+
+/// How full a block is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockUsage {
+    /// The block.
+    pub cidr: String,
+    /// Addresses given to pods.
+    pub allocated: i64,
+}
+
+/// A tunnel as measured.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// Device name on the node.
+    pub device: String,
+    /// The ClusterPeering.
+    pub peering: String,
+    /// The remote gateway.
+    pub gateway: String,
+    /// Whether probes come back.
+    pub up: bool,
+    /// Where packets go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Last handshake, to the minute (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_handshake: Option<String>,
+    /// Round trip in microseconds, in steps of a quarter.
+    #[serde(rename = "rttMicros", skip_serializing_if = "Option::is_none")]
+    pub rtt_micros: Option<i64>,
+    /// Lost probes of the last hundred, in steps of five per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_percent: Option<i32>,
+    /// Path MTU of inner packets in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<i32>,
+    /// `Kernel` or `Userspace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}

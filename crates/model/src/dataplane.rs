@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the agent tells the data plane process, and what that reports.
+//!
+//! Frames on the Unix socket are one JSON value a line. The agent sends [`Request`]s; the process answers each
+//! `Configure` with a `State` and sends further `State`s whenever something changed (at most every 100 ms).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{LinkName, PeerName};
+
+/// A WireGuard public key (Curve25519), base64 of 32 bytes as `wg(8)` prints it.
+pub type PublicKey = String;
+
+/// From the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Run exactly this from now on. Tunnels that stay keep their sessions.
+    Configure(DataplaneConfig),
+    /// Make a new private key now; the old one stays valid until every peer has shown a handshake with the new one.
+    RotateKey,
+}
+
+/// From the data plane process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// What runs.
+    State(DataplaneState),
+    /// The last request could not be carried out in full; what could, was.
+    Failed(String),
+}
+
+/// Everything the data plane process shall do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataplaneConfig {
+    /// Whether the WireGuard socket shall be open at all (gateway nodes only).
+    pub gateway: bool,
+    /// UDP port of the WireGuard engine.
+    pub listen_port: u16,
+    /// Tunnels by device name: one for each remote gateway.
+    pub tunnels: BTreeMap<LinkName, Tunnel>,
+    /// Probes to run, by a name that the agent chooses.
+    pub probes: BTreeMap<String, Probe>,
+    /// Addresses on which the responder answers probes, port [`crate::ownership::PROBE_PORT`] (node and mesh addresses).
+    pub respond_on: BTreeSet<IpAddr>,
+}
+
+/// A tunnel to one remote gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The peering that it belongs to; the responder names it while the tunnel's probe is up.
+    pub peer: PeerName,
+    /// The remote gateway's key.
+    pub peer_key: PublicKey,
+    /// Where it was announced to listen; an authenticated packet from elsewhere moves it (roaming).
+    pub endpoint: Option<SocketAddr>,
+    /// Inner source addresses that may come out, inner destinations that may go in.
+    pub allowed: BTreeSet<IpNet>,
+    /// Seconds between keepalives; 0 for none.
+    pub keepalive_s: u16,
+}
+
+/// A probe: a small datagram that the responder at the other end sends back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Where to.
+    pub target: SocketAddr,
+    /// Source address.
+    pub source: Option<IpAddr>,
+    /// Bound to this device, so that it measures this path and no other.
+    pub device: Option<LinkName>,
+    /// Milliseconds between probes.
+    pub interval_ms: u32,
+    /// The path is down after so many unanswered in a row.
+    pub down_after: u8,
+    /// Also search the path MTU, between 1280 and this many bytes of inner packet.
+    pub mtu_max: Option<u16>,
+}
+
+/// What runs, as measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataplaneState {
+    /// Our public key.
+    pub public_key: Option<PublicKey>,
+    /// Tunnels by device name.
+    pub tunnels: BTreeMap<LinkName, TunnelState>,
+    /// Probes by name.
+    pub probes: BTreeMap<String, ProbeState>,
+}
+
+/// A tunnel as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelState {
+    /// Where packets go now.
+    pub endpoint: Option<SocketAddr>,
+    /// Unix time of the last completed handshake, seconds.
+    pub last_handshake_s: Option<u64>,
+    /// Bytes of inner packets received.
+    pub received_bytes: u64,
+    /// Bytes of inner packets sent.
+    pub sent_bytes: u64,
+}
+
+/// A probe as measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeState {
+    /// Answers come.
+    pub up: bool,
+    /// Round trip, microseconds, smoothed.
+    pub rtt_us: Option<u32>,
+    /// Lost of the last 100, per cent.
+    pub loss_percent: u8,
+    /// Largest inner packet that came back, bytes.
+    pub path_mtu: Option<u16>,
+    /// What the responder said of itself: names of the peers (ClusterPeerings) that it reaches now.
+    pub reaches: BTreeSet<String>,
+}
