@@ -1,2 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-fn main() {}
+//! `isthmus-cni`: the CNI plugin. All work is done by the agent behind the Unix socket.
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use isthmus_cni::plugin;
+use isthmus_cni::wire::{MAX_FRAME_BYTES, Request};
+
+const SOCKET: &str = "/run/isthmus/cni.sock";
+
+fn main() -> ExitCode {
+    let mut stdin = Vec::new();
+    // Half a frame is more than any configuration needs; without a limit a runtime's mistake would fill the memory.
+    if let Err(error) = io::stdin().take(MAX_FRAME_BYTES as u64 / 2).read_to_end(&mut stdin) {
+        eprintln!("isthmus-cni: standard input: {error}");
+    }
+    let variables = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let request = Request { env: variables.filter(|(name, _)| name.starts_with("CNI_")).collect(), stdin };
+    let socket = env::var_os("ISTHMUS_CNI_SOCKET").map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
+    let outcome = plugin::run(&request, &socket);
+    match io::stdout().write_all(&outcome.stdout) {
+        Ok(()) => ExitCode::from(outcome.exit_code),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
