@@ -3,5 +3,6 @@
 
 pub mod about;
 pub mod condition;
+pub mod crds;
 pub mod mcs;
 pub mod v1alpha1;
