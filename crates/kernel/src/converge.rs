@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one place that knows in which order the kernel's tables change.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use isthmus_delta::Outcome;
+use isthmus_model::kernel::Desired;
+use isthmus_model::nft::Ruleset;
+
+use crate::addr::{self, Addresses};
+use crate::fdb::Forwarding;
+use crate::link::Links;
+use crate::neigh::Neighbours;
+use crate::nft::{Nft, NftError};
+use crate::route::{self, Routes};
+use crate::rule::{self, Rules};
+use crate::sysctl;
+use crate::table::{Table, Tracked};
+use crate::wire::Wire;
+
+/// What became of one convergence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// Entries made, changed or taken away.
+    pub changed: usize,
+    /// What could not be done: the entry in words, and why. Everything else is as wanted.
+    pub failed: BTreeMap<String, String>,
+}
+
+impl Outcomes {
+    /// Everything is as wanted.
+    pub fn is_clean(&self) -> bool {
+        self.failed.is_empty()
+    }
+
+    fn take<K: Ord>(&mut self, table: &str, result: io::Result<Outcome<K>>, name: impl Fn(&K) -> String) {
+        match result {
+            Ok(outcome) => {
+                self.changed += outcome.changed;
+                self.failed.extend(outcome.failed.into_iter().map(|(key, error)| (name(&key), error)));
+            }
+            Err(error) => drop(self.failed.insert(table.to_owned(), error.to_string())),
+        }
+    }
+
+    fn fail(&mut self, what: &str, error: impl ToString) {
+        self.failed.insert(what.to_owned(), error.to_string());
+    }
+}
+
+/// Proof that every watch has listed once: before that, "not wanted" may only mean "not heard of yet", and nothing may
+/// be taken away. Only the watch layer has a reason to make one.
+#[derive(Clone, Copy, Debug)]
+pub struct InSync(());
+
+impl InSync {
+    /// Every watch has listed at least once.
+    pub fn all_listed() -> Self {
+        Self(())
+    }
+}
+
+/// The tables of one network namespace, with what is known to be in them.
+pub(crate) struct Tables {
+    wire: Wire,
+    nft: Nft,
+    links: Links,
+    addresses: Tracked<Addresses>,
+    routes: Tracked<Routes>,
+    rules: Tracked<Rules>,
+    neighbours: Tracked<Neighbours>,
+    forwarding: Tracked<Forwarding>,
+    observed: bool,
+}
+
+impl Tables {
+    pub(crate) fn new(wire: Wire, nft: Nft) -> Self {
+        Self {
+            wire,
+            nft,
+            links: Links::default(),
+            addresses: Tracked::default(),
+            routes: Tracked::default(),
+            rules: Tracked::default(),
+            neighbours: Tracked::default(),
+            forwarding: Tracked::default(),
+            observed: false,
+        }
+    }
+
+    pub(crate) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
+    }
+
+    pub(crate) fn replace_nft(&mut self, nft: Nft) {
+        self.nft = nft;
+    }
+
+    pub(crate) fn arm(&mut self, base: &Ruleset) -> Result<(), NftError> {
+        self.nft.arm(base)
+    }
+
+    /// Reads every table, then does what `advance` does.
+    pub(crate) fn converge(&mut self, want: &Desired, sync: InSync) -> Outcomes {
+        let mut out = Outcomes::default();
+        self.observe(&mut out);
+        self.apply(want, &mut out);
+        let _ = sync;
+        out
+    }
+
+    /// Brings the tables from what is remembered to what is wanted.
+    pub(crate) fn advance(&mut self, want: &Desired, sync: InSync) -> Outcomes {
+        if !self.observed {
+            return self.converge(want, sync);
+        }
+        let mut out = Outcomes::default();
+        self.apply(want, &mut out);
+        out
+    }
+
+    fn observe(&mut self, out: &mut Outcomes) {
+        let Self { wire, links, .. } = self;
+        let mut read = |what: &str, result: io::Result<()>| result.unwrap_or_else(|e| out.fail(what, e));
+        read("read links", links.observe(wire));
+        let all = links.names(|_| true);
+        let vxlan = links.names(|link| link.is_our_vxlan());
+        read("read addresses", self.addresses.observe(wire, &all));
+        read("read routes", self.routes.observe(wire, &all));
+        read("read rules", self.rules.observe(wire, &all));
+        read("read neighbours", self.neighbours.observe(wire, &vxlan));
+        read("read forwarding entries", self.forwarding.observe(wire, &vxlan));
+        if let Err(error) = self.nft.observe() {
+            out.fail("read nftables", error);
+        }
+        self.observed = true;
+    }
+
+    /// Close before taking away, create before referring, open last.
+    fn apply(&mut self, want: &Desired, out: &mut Outcomes) {
+        let wire = &mut self.wire;
+        let rules = self.rules.diff(&rule::wanted(&want.rules));
+        let routes = self.routes.diff(&route::canonical(&want.routes));
+        let addresses = self.addresses.diff(&addr::wanted(&want.addresses));
+        let neighbours = self.neighbours.diff(&want.neighbours);
+        let forwarding = self.forwarding.diff(&want.fdb);
+
+        // Close: what leads somewhere goes before what it leads through.
+        out.take("rules", self.rules.apply_removals(wire, &rules), Rules::name);
+        out.take("routes", self.routes.apply_removals(wire, &routes), Routes::name);
+
+        // One transaction: it closes and opens at once, and the links that it names need not exist.
+        match self.nft.apply(&want.nft) {
+            Ok(changed) => out.changed += usize::from(changed),
+            Err(error) => out.fail("nftables", error),
+        }
+
+        out.take("neighbours", self.neighbours.apply_removals(wire, &neighbours), Neighbours::name);
+        out.take("forwarding", self.forwarding.apply_removals(wire, &forwarding), Forwarding::name);
+        out.take("addresses", self.addresses.apply_removals(wire, &addresses), Addresses::name);
+        let gone = self.links.apply_removals(wire, &want.links);
+        let remade = gone.as_ref().is_ok_and(|outcome| outcome.changed > 0);
+        out.take("links", gone, |link| format!("link {link}"));
+
+        // Create: what others refer to.
+        out.take("links", self.links.apply_puts(wire, &want.links), |link| format!("link {link}"));
+        out.take("sysctls", Ok(sysctl::apply(&want.sysctls)), |path| format!("setting {path}"));
+        out.take("addresses", self.addresses.apply_puts(wire, &addresses), Addresses::name);
+        out.take("forwarding", self.forwarding.apply_puts(wire, &forwarding), Forwarding::name);
+        out.take("neighbours", self.neighbours.apply_puts(wire, &neighbours), Neighbours::name);
+
+        // Open.
+        out.take("routes", self.routes.apply_puts(wire, &routes), Routes::name);
+        out.take("rules", self.rules.apply_puts(wire, &rules), Rules::name);
+
+        // A link that was made anew took its entries with it: they are observed as missing by the next pass.
+        self.observed &= !remade;
+    }
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pod's link: a veth pair born inside the pod's namespace, its host end a router with a fixed Ethernet address.
+//!
+//! Nothing is moved between namespaces and no table is read: a move waits for grace periods of the kernel.
+
+mod messages;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use isthmus_model::ids::LinkName;
+use isthmus_model::kernel::MacAddress;
+use isthmus_model::ownership::HOST_LINK_MAC;
+
+use crate::link::{self, POD_ALIAS};
+use crate::table::link_index;
+use crate::wire::{Refusal, Request, Wire};
+use crate::{addr, netns, sysctl};
+
+/// What a pod's link shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// The pod's network namespace, such as `/var/run/netns/cni-…` or `/proc/1/ns/net`.
+    pub netns_path: PathBuf,
+    /// Name of the link inside the pod (CNI_IFNAME).
+    pub ifname: LinkName,
+    /// Name of the host end, unique on the node.
+    pub host_link: LinkName,
+    /// Whose link it is, stored as the host end's alias after `isthmus:pod:`; at most 200 bytes.
+    pub alias: String,
+    /// The pod's addresses; at least one.
+    pub addresses: Vec<IpAddr>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The pod's Ethernet address; without one it is made from the first address.
+    pub mac: Option<MacAddress>,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLinkMade {
+    /// Ethernet address of the host end.
+    pub host_mac: MacAddress,
+    /// Ethernet address inside the pod.
+    pub pod_mac: MacAddress,
+    /// Interface index of the host end.
+    pub host_index: u32,
+    /// Interface index inside the pod.
+    pub pod_index: u32,
+}
+
+/// A pod's link as found on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLinkSeen {
+    /// The alias without `isthmus:pod:`.
+    pub alias: String,
+    /// The host end is up.
+    pub up: bool,
+}
+
+/// Why a pod's link could not be made, checked or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum PodLinkError {
+    /// The link is not as it was made.
+    #[error("the pod's link is not as it was made: {0}")]
+    Broken(String),
+    /// A name is taken.
+    #[error("an interface {ifname} exists already in the pod's namespace {}: remove it, or choose another name", path.display())]
+    Exists {
+        /// The pod's namespace.
+        path: PathBuf,
+        /// The taken name.
+        ifname: LinkName,
+    },
+    /// The pod's namespace cannot be entered.
+    #[error("cannot enter the pod's network namespace {}: the pod may be gone", path.display())]
+    Namespace {
+        /// The pod's namespace.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused a step.
+    #[error("the kernel refused to {step}: {reason}")]
+    Refused {
+        /// What was to be done.
+        step: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A socket or file failed.
+    #[error("cannot talk to the kernel about links")]
+    Socket(#[from] io::Error),
+}
+
+/// Makes and removes pods' links. All methods block for about a millisecond.
+pub struct PodLinks {
+    host_ns: File,
+    host: Mutex<Wire>,
+}
+
+impl PodLinks {
+    /// For pods of this process' network namespace.
+    pub fn open() -> io::Result<Self> {
+        Self::open_in(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// For pods of the node whose network namespace is at `path`.
+    pub fn open_in(path: &Path) -> io::Result<Self> {
+        let host_ns = File::open(path)?;
+        let host = netns::run(path, Wire::open_route)??;
+        Ok(Self { host_ns, host: Mutex::new(host) })
+    }
+
+    /// Makes the link: when this returns, both ends are up and the pod has its addresses and default routes.
+    /// A host end of the same name that an interrupted call left behind is replaced.
+    pub fn add(&self, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {
+        let pod_ns = open_namespace(&wanted.netns_path)?;
+        std::thread::scope(|scope| {
+            let work = scope.spawn(|| self.add_from_inside(&pod_ns, wanted));
+            work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Removes the link by its host end. Returns whether there was one.
+    pub fn del(&self, host_link: &LinkName) -> Result<bool, PodLinkError> {
+        match self.on_host(|wire| wire.execute_one(messages::delete(host_link)))? {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.is_absent() => Ok(false),
+            Err(refusal) => Err(refused("remove the link", &refusal)),
+        }
+    }
+
+    /// Checks that the link is as `add` made it.
+    pub fn check(&self, wanted: &PodLink) -> Result<(), PodLinkError> {
+        let seen = self.list()?;
+        let Some(host) = seen.get(&wanted.host_link) else {
+            return Err(PodLinkError::Broken(format!("the host end {} is missing", wanted.host_link)));
+        };
+        if !host.up {
+            return Err(PodLinkError::Broken(format!("the host end {} is down", wanted.host_link)));
+        }
+        open_namespace(&wanted.netns_path)?;
+        netns::run(&wanted.netns_path, || check_inside(wanted))
+            .map_err(|source| PodLinkError::Namespace { path: wanted.netns_path.clone(), source })?
+    }
+
+    /// The host ends of all pods' links of the node.
+    pub fn list(&self) -> Result<BTreeMap<LinkName, PodLinkSeen>, PodLinkError> {
+        let mut links = link::Links::default();
+        self.on_host(|wire| links.observe(wire))?;
+        let pods = links.seen.into_iter().filter(|(_, link)| link.is_pod_link());
+        let seen = |link: link::LinkSeen| {
+            let alias = link.alias.unwrap_or_default();
+            PodLinkSeen { alias: alias.trim_start_matches(POD_ALIAS).to_owned(), up: link.up }
+        };
+        Ok(pods.map(|(name, link)| (name, seen(link))).collect())
+    }
+
+    fn add_from_inside(&self, pod_ns: &File, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {
+        let outside = |source| PodLinkError::Namespace { path: wanted.netns_path.clone(), source };
+        netns::enter(pod_ns.as_fd()).map_err(outside)?;
+        let mut pod = Wire::open_route()?;
+        self.create(&mut pod, wanted)?;
+        let made = self.configure(&mut pod, wanted);
+        if made.is_err() {
+            // The first error is the one to tell.
+            let _ = self.del(&wanted.host_link);
+        }
+        made
+    }
+
+    fn create(&self, pod: &mut Wire, wanted: &PodLink) -> Result<(), PodLinkError> {
+        let request = messages::create(wanted, self.host_ns.as_fd());
+        for attempt in 0..2 {
+            match pod.execute_one(request.clone())? {
+                Ok(()) => return Ok(()),
+                Err(refusal) if refusal.errno == libc::EEXIST && attempt == 0 => {
+                    self.del(&wanted.host_link)?;
+                }
+                Err(refusal) if refusal.errno == libc::EEXIST => break,
+                Err(refusal) => return Err(refused("make the veth pair", &refusal)),
+            }
+        }
+        Err(PodLinkError::Exists { path: wanted.netns_path.clone(), ifname: wanted.ifname.clone() })
+    }
+
+    /// The host end first: the pod's end is still down, so nothing flows before all is set.
+    fn configure(&self, pod: &mut Wire, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {
+        let missing = |reason| PodLinkError::Refused { step: "find the new link", reason };
+        let pod_index = link_index(&wanted.ifname).map_err(missing)?;
+        if wanted.addresses.iter().any(IpAddr::is_ipv6) {
+            set_ipv6(&wanted.ifname)?;
+        }
+        netns::enter(self.host_ns.as_fd())?;
+        let host_index = link_index(&wanted.host_link).map_err(missing)?;
+        set_host_end(&wanted.host_link)?;
+        self.on_host(|wire| {
+            execute_all(wire, "set up the host end", &messages::host_end(wanted, host_index))
+        })?;
+        execute_all(pod, "set up the pod's end", &messages::pod_end(wanted, pod_index))?;
+        Ok(PodLinkMade { host_mac: HOST_LINK_MAC, pod_mac: messages::pod_mac(wanted), host_index, pod_index })
+    }
+
+    fn on_host<T>(&self, work: impl FnOnce(&mut Wire) -> T) -> T {
+        work(&mut self.host.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn open_namespace(path: &Path) -> Result<File, PodLinkError> {
+    File::open(path).map_err(|source| PodLinkError::Namespace { path: path.to_owned(), source })
+}
+
+fn execute_all(wire: &mut Wire, step: &'static str, requests: &[Request]) -> Result<(), PodLinkError> {
+    let results = wire.execute(requests)?;
+    results.into_iter().collect::<Result<(), Refusal>>().map_err(|refusal| refused(step, &refusal))
+}
+
+fn refused(step: &'static str, refusal: &Refusal) -> PodLinkError {
+    PodLinkError::Refused { step, reason: refusal.to_string() }
+}
+
+/// Router advertisements are not for pods, and duplicates are excluded by plan.
+fn set_ipv6(link: &LinkName) -> io::Result<()> {
+    for (name, value) in [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0")] {
+        set(&format!("net/ipv6/conf/{link}/{name}"), value)?;
+    }
+    Ok(())
+}
+
+/// The source of what comes from a pod is checked by our nftables table against the pod's addresses; the reverse path
+/// filter would check it against routes, which may lead through a gateway.
+fn set_host_end(link: &LinkName) -> io::Result<()> {
+    set_ipv6(link)?;
+    for (name, value) in
+        [("rp_filter", "0"), ("proxy_arp", "0"), ("send_redirects", "0"), ("forwarding", "1")]
+    {
+        set(&format!("net/ipv4/conf/{link}/{name}"), value)?;
+    }
+    set(&format!("net/ipv6/conf/{link}/forwarding"), "1")
+}
+
+/// A kernel without IPv6 has no such settings.
+fn set(path: &str, value: &str) -> io::Result<()> {
+    match sysctl::write(path, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+fn check_inside(wanted: &PodLink) -> Result<(), PodLinkError> {
+    let broken = |what: String| Err(PodLinkError::Broken(what));
+    let mut wire = Wire::open_route()?;
+    let mut links = link::Links::default();
+    links.observe(&mut wire)?;
+    match links.seen.get(&wanted.ifname) {
+        None => return broken(format!("{} is missing in the pod", wanted.ifname)),
+        Some(link) if !link.up => return broken(format!("{} is down in the pod", wanted.ifname)),
+        Some(_) => {}
+    }
+    let addresses = addr::dump(&mut wire, &links.names(|_| true))?;
+    for address in &wanted.addresses {
+        if !addresses.iter().any(|seen| seen.link == wanted.ifname && seen.net.addr() == *address) {
+            return broken(format!("{} lost the address {address}", wanted.ifname));
+        }
+        if !messages::has_default_route(&mut wire, address.is_ipv6())? {
+            return broken(format!("the pod lost its default route for {address}"));
+        }
+    }
+    Ok(())
+}

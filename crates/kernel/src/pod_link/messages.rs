@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The requests that make a pod's link.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnet::IpNet;
+use isthmus_model::ids::LinkName;
+use isthmus_model::kernel::MacAddress;
+use isthmus_model::ownership::{HOST_LINK_MAC, POD_GATEWAY_V4, POD_GATEWAY_V6};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::PodLink;
+use crate::link::{POD_ALIAS, no_generated_addresses};
+use crate::wire::{Request, Wire};
+use crate::{addr, neigh};
+
+/// The kernel takes aliases of less than 256 bytes.
+const ALIAS_LEN_MAX: usize = 200;
+
+/// Both ends in one request, sent inside the pod's namespace.
+pub(super) fn create(wanted: &PodLink, host_ns: BorrowedFd<'_>) -> Request {
+    let mut peer = end(&wanted.host_link, HOST_LINK_MAC, wanted.mtu);
+    peer.attributes.push(LinkAttribute::NetNsFd(host_ns.as_raw_fd()));
+    let mut message = end(&wanted.ifname, pod_mac(wanted), wanted.mtu);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    Request::route(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+pub(super) fn delete(host_link: &LinkName) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(host_link.to_string()));
+    Request::route(&RouteNetlinkMessage::DelLink(message), 0)
+}
+
+/// The pod's Ethernet address: the wanted one, or one made from its first address (locally administered).
+pub(super) fn pod_mac(wanted: &PodLink) -> MacAddress {
+    let made = || {
+        let tail: [u8; 4] = match wanted.addresses.first() {
+            Some(IpAddr::V4(address)) => address.octets(),
+            Some(IpAddr::V6(address)) => {
+                let octets = address.octets();
+                [octets[12], octets[13], octets[14], octets[15]]
+            }
+            None => [0; 4],
+        };
+        [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
+    };
+    wanted.mac.unwrap_or_else(made)
+}
+
+/// Alias before state, so that an interrupted call leaves a link that says whose it is. The pod's addresses are
+/// permanent neighbours: no packet waits for ARP or NDP. The link-local address answers where one is asked for.
+pub(super) fn host_end(wanted: &PodLink, index: u32) -> Vec<Request> {
+    let alias: String = wanted.alias.chars().take(ALIAS_LEN_MAX).collect();
+    let mut named = LinkMessage::default();
+    named.header.index = index;
+    named.attributes.push(LinkAttribute::IfAlias(format!("{POD_ALIAS}{alias}")));
+    named.attributes.push(no_generated_addresses());
+    let mut requests = vec![Request::route(&RouteNetlinkMessage::SetLink(named), 0), up(index)];
+    if wanted.addresses.iter().any(IpAddr::is_ipv6) {
+        requests.push(address(index, POD_GATEWAY_V6.into()));
+    }
+    let mac = pod_mac(wanted);
+    requests.extend(wanted.addresses.iter().map(|address| neighbour(index, *address, mac)));
+    requests
+}
+
+pub(super) fn pod_end(wanted: &PodLink, index: u32) -> Vec<Request> {
+    const LOOPBACK: u32 = 1;
+    let mut requests = vec![up(LOOPBACK), up(index)];
+    requests.extend(wanted.addresses.iter().map(|ip| address(index, *ip)));
+    if wanted.addresses.iter().any(IpAddr::is_ipv4) {
+        let gateway = POD_GATEWAY_V4.into();
+        requests.push(neighbour(index, gateway, HOST_LINK_MAC));
+        requests.push(route(index, Some(gateway), None));
+        requests.push(route(index, None, Some(gateway)));
+    }
+    if wanted.addresses.iter().any(IpAddr::is_ipv6) {
+        let gateway = POD_GATEWAY_V6.into();
+        requests.push(neighbour(index, gateway, HOST_LINK_MAC));
+        requests.push(route(index, None, Some(gateway)));
+    }
+    requests
+}
+
+/// Whether the calling thread's namespace has a default route of the family.
+pub(super) fn has_default_route(wire: &mut Wire, v6: bool) -> io::Result<bool> {
+    let mut ask = RouteMessage::default();
+    ask.header.address_family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let messages = wire.dump_route(&RouteNetlinkMessage::GetRoute(ask))?;
+    Ok(messages.iter().any(|message| {
+        matches!(message, RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0
+            && route.header.kind == RouteType::Unicast)
+    }))
+}
+
+fn end(name: &LinkName, mac: MacAddress, mtu: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    message
+}
+
+fn up(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn address(index: u32, ip: IpAddr) -> Request {
+    let message = addr::message(index, IpNet::from(ip));
+    Request::route(&RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn neighbour(index: u32, ip: IpAddr, mac: MacAddress) -> Request {
+    let message = neigh::message(index, ip, Some(mac));
+    Request::route(&RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// A route of the pod: to one address on the link, or the default through a gateway.
+fn route(index: u32, destination: Option<IpAddr>, via: Option<IpAddr>) -> Request {
+    let ip = destination.or(via);
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: if ip.is_some_and(|ip| ip.is_ipv6()) {
+            AddressFamily::Inet6
+        } else {
+            AddressFamily::Inet
+        },
+        destination_prefix_length: destination.map_or(0, |ip| IpNet::from(ip).prefix_len()),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Boot,
+        scope: if via.is_some() { RouteScope::Universe } else { RouteScope::Link },
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    message.attributes.extend(destination.map(|ip| RouteAttribute::Destination(ip.into())));
+    message.attributes.extend(via.map(|ip| RouteAttribute::Gateway(ip.into())));
+    message.attributes.push(RouteAttribute::Oif(index));
+    Request::route(&RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(addresses: &[&str], mac: Option<MacAddress>) -> PodLink {
+        PodLink {
+            netns_path: "/proc/self/ns/net".into(),
+            ifname: "eth0".parse().unwrap(),
+            host_link: "ist0".parse().unwrap(),
+            alias: "ns/pod".into(),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            mtu: 1400,
+            mac,
+        }
+    }
+
+    #[test]
+    fn the_pods_ethernet_address_follows_from_its_first_address_unless_one_is_wanted() {
+        assert_eq!(pod_mac(&wanted(&["10.1.2.3", "fd00::9"], None)), [0x0a, 0x58, 10, 1, 2, 3]);
+        assert_eq!(pod_mac(&wanted(&["10.1.2.3"], Some([2; 6]))), [2; 6]);
+    }
+
+    #[test]
+    fn a_pod_of_one_family_gets_no_route_of_the_other() {
+        assert_eq!(pod_end(&wanted(&["10.1.2.3"], None), 2).len(), 6);
+        assert_eq!(pod_end(&wanted(&["fd00::9"], None), 2).len(), 5);
+    }
+}
