@@ -1,2 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
-fn main() {}
+//! `isthmus`, also `kubectl isthmus`: invites peers, shows how the network is.
+
+mod args;
+mod connect;
+mod failure;
+mod peer;
+mod report;
+mod status;
+mod table;
+mod yaml;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use args::{Cli, Command, PeerCommand};
+
+/// Everything is as it shall be.
+const OK: u8 = 0;
+/// Something is not ready, or a command did not reach its aim.
+const NOT_READY: u8 = 1;
+/// Nothing can be told: no API server, no permission, not installed.
+const CANNOT_TELL: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("isthmus: no event loop can be made: {error}");
+            return ExitCode::from(CANNOT_TELL);
+        }
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("isthmus: {error:#}");
+            ExitCode::from(CANNOT_TELL)
+        }
+    }
+}
+
+/// Parses the command line; as a kubectl plugin the usage lines name `kubectl isthmus`.
+fn parse() -> Cli {
+    let name = if called_by_kubectl() { "kubectl isthmus" } else { "isthmus" };
+    let matches = Cli::command().bin_name(name).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn called_by_kubectl() -> bool {
+    let own = std::env::args_os().next().map(std::path::PathBuf::from);
+    own.as_deref().and_then(|path| path.file_name()).is_some_and(|name| name == "kubectl-isthmus")
+}
+
+async fn run(cli: Cli) -> anyhow::Result<u8> {
+    match cli.command {
+        Command::Version => println!("isthmus {}", env!("CARGO_PKG_VERSION")),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "isthmus", &mut std::io::stdout());
+        }
+        Command::Status { output } => {
+            let (client, context) = connect::client(&cli.target).await?;
+            return status::run(client, context, output).await;
+        }
+        Command::Peer { command } => {
+            let (client, _) = connect::client(&cli.target).await?;
+            match command {
+                PeerCommand::Invite(invite) => return peer::invite(client, &invite).await,
+                PeerCommand::List { output } => peer::list(client, output).await?,
+                PeerCommand::Delete { name } => peer::delete(client, &name).await?,
+            }
+        }
+    }
+    Ok(OK)
+}
