@@ -10,4 +10,6 @@
 //! `record`, `grant`, `invitation` and `wire` are pure: time and randomness come as arguments. `identity` and
 //! `tls` prove who speaks; only `link` touches sockets, clock and tasks.
 
+pub mod grant;
+pub mod invitation;
 pub mod record;
