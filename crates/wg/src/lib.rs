@@ -1,1 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
+//! A WireGuard engine without sockets or devices: datagrams and packets are handed in, what is to be sent or delivered comes out.
+//!
+//! One [`Engine`] serves every tunnel of a node over one UDP port. A tunnel leads to one remote gateway and has a device of its
+//! own. `handle_*` takes an event, [`Engine::poll_transmit`] gives what else is due, [`Engine::poll_timeout`] says when to come back.
+//! Time is an argument; only the session timers inside `boringtun` read the clock themselves.
+
+mod address;
+mod engine;
+mod key;
+mod tunnel;
+
+#[cfg(test)]
+mod tests;
+
+pub use engine::{Action, Drop, Engine, Refusal, TunnelFacts, TunnelId};
+pub use key::{InvalidKey, PrivateKey, PublicKey};
+
+/// Bytes that a tunnel adds to an inner packet, without IP and UDP headers: type, receiver, counter, tag.
+pub const OVERHEAD_BYTES: usize = 32;
+/// The least size of a buffer that takes any message of the protocol itself (a handshake initiation has 148 bytes).
+pub const MESSAGE_BYTES: usize = 148;

@@ -1,0 +1,561 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The engine: every tunnel of a node behind one port.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use isthmus_model::dataplane::Tunnel;
+use isthmus_model::ids::LinkName;
+
+use crate::address::{destination, within};
+use crate::key::{InvalidKey, PrivateKey, PublicKey};
+use crate::tunnel::{GRACE, OwnKey, PEER_KEY_LIMIT, Pairing, TunnelEntry};
+
+/// How often the timers of the protocol are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Packets up to here are padded to 16 bytes (WireGuard paper, 5.4.6); larger ones could exceed the path by it.
+const PADDED_UP_TO: usize = 1280;
+
+/// A tunnel within one engine; never used again for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelId(u32);
+
+/// What shall be done after an event was handled.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<'b> {
+    /// Nothing.
+    Nothing,
+    /// Send the datagram.
+    Send {
+        /// Where to.
+        to: SocketAddr,
+        /// What.
+        datagram: &'b [u8],
+    },
+    /// Write the packet to the tunnel's device.
+    Deliver {
+        /// Whose device.
+        tunnel: TunnelId,
+        /// An IP packet, its source checked.
+        packet: &'b [u8],
+    },
+    /// Nothing, and something was dropped.
+    Dropped(Drop),
+}
+
+/// Why a packet or datagram went no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drop {
+    /// Not a message of the protocol, not an IP packet.
+    Malformed,
+    /// Nobody that we have a tunnel to, or the tunnel is gone.
+    Unknown,
+    /// The inner source (inbound) or destination (outbound) is not allowed for the tunnel.
+    NotAllowed,
+    /// A message authentication code, a signature of the time, or a tag is wrong.
+    Forged,
+    /// Seen already, or too old.
+    Replayed,
+    /// Nothing is known of where the peer is.
+    NoEndpoint,
+}
+
+/// Why a tunnel of a configuration does not run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The peer's key cannot be read.
+    #[error("tunnel {0}: {1}")]
+    Key(LinkName, InvalidKey),
+    /// The peer's key is our own.
+    #[error(
+        "tunnel {0} leads to this node itself: its peer key is our own; remove it or announce another key"
+    )]
+    Itself(LinkName),
+    /// Two tunnels with one key: what comes in could belong to either.
+    #[error("tunnels {0} and {1} have the same peer key; announce a key of its own for each gateway")]
+    Twice(LinkName, LinkName),
+}
+
+/// What is known of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelFacts {
+    /// Its name.
+    pub name: LinkName,
+    /// Where packets go now.
+    pub endpoint: Option<SocketAddr>,
+    /// Time since the last completed handshake, while a session is there.
+    pub since_handshake: Option<Duration>,
+    /// Bytes of inner packets received.
+    pub received_bytes: u64,
+    /// Bytes of inner packets sent.
+    pub sent_bytes: u64,
+}
+
+/// Every tunnel of a node. Not shared between threads: whoever owns it calls it.
+pub struct Engine {
+    /// Ours, oldest first: one, or two while the key rotates.
+    own: Vec<OwnKey>,
+    tunnels: BTreeMap<TunnelId, TunnelEntry>,
+    pairings: BTreeMap<u32, Pairing>,
+    /// Pairings whose queue of waiting packets can go out.
+    flushable: VecDeque<u32>,
+    /// Pairings whose timers are to be looked at in this tick.
+    due: VecDeque<u32>,
+    next_tick: Instant,
+    next_index: u32,
+    next_id: u32,
+}
+
+impl Engine {
+    /// An engine without tunnels. `first_index` should be random, so that the indices on the wire say nothing.
+    pub fn new(key: PrivateKey, first_index: u32, now: Instant) -> Self {
+        Self {
+            own: vec![OwnKey::new(key)],
+            tunnels: BTreeMap::new(),
+            pairings: BTreeMap::new(),
+            flushable: VecDeque::new(),
+            due: VecDeque::new(),
+            next_tick: now + TICK,
+            next_index: first_index & 0x00ff_ffff,
+            next_id: 0,
+        }
+    }
+
+    /// Our public keys, oldest first.
+    pub fn public_keys(&self) -> Vec<PublicKey> {
+        self.own.iter().map(|key| key.public).collect()
+    }
+
+    /// Brings in the next key of ours. The present one serves each peer until that peer has used the new one.
+    /// False while an earlier rotation is not over.
+    pub fn rotate(&mut self, key: PrivateKey, now: Instant) -> bool {
+        if self.own.len() > 1 {
+            return false;
+        }
+        self.own.push(OwnKey::new(key));
+        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            self.pair(id);
+        }
+        self.retire(now);
+        true
+    }
+
+    /// Runs exactly these tunnels from now on; those that stay keep their sessions and packets.
+    /// Those that cannot run are named, the others run.
+    pub fn configure(&mut self, wanted: &BTreeMap<LinkName, Tunnel>, now: Instant) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        let mut keys: BTreeMap<PublicKey, &LinkName> = BTreeMap::new();
+        let mut runnable = BTreeMap::new();
+        for (name, tunnel) in wanted {
+            match tunnel.peer_key.parse::<PublicKey>() {
+                Err(error) => refusals.push(Refusal::Key(name.clone(), error)),
+                Ok(key) if self.own.iter().any(|own| own.public == key) => {
+                    refusals.push(Refusal::Itself(name.clone()));
+                }
+                Ok(key) => match keys.insert(key, name) {
+                    Some(other) => {
+                        keys.insert(key, other);
+                        refusals.push(Refusal::Twice(other.clone(), name.clone()));
+                    }
+                    None => {
+                        runnable.insert(name.clone(), (key, tunnel));
+                    }
+                },
+            }
+        }
+        let gone: BTreeSet<TunnelId> =
+            self.tunnels.iter().filter(|(_, t)| !runnable.contains_key(&t.name)).map(|(id, _)| *id).collect();
+        self.tunnels.retain(|id, _| !gone.contains(id));
+        self.pairings.retain(|_, pairing| !gone.contains(&pairing.tunnel));
+        for (name, (key, tunnel)) in runnable {
+            match self.id_of(&name) {
+                Some(id) => self.adjust(id, key, tunnel, now),
+                None => self.add(name, key, tunnel, now),
+            }
+        }
+        refusals
+    }
+
+    /// The tunnel of this name.
+    pub fn id_of(&self, name: &LinkName) -> Option<TunnelId> {
+        self.tunnels.iter().find(|(_, tunnel)| tunnel.name == *name).map(|(id, _)| *id)
+    }
+
+    /// Takes an IP packet from the tunnel's device. `buffer` holds it and [`crate::OVERHEAD_BYTES`] more, padding included
+    /// (16 bytes), and at least [`crate::MESSAGE_BYTES`].
+    pub fn handle_packet<'b>(
+        &mut self,
+        id: TunnelId,
+        packet: &[u8],
+        buffer: &'b mut [u8],
+        now: Instant,
+    ) -> Action<'b> {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return Action::Dropped(Drop::Unknown) };
+        let Some(to) = destination(packet) else { return Action::Dropped(Drop::Malformed) };
+        if !within(&tunnel.allowed, to) {
+            return Action::Dropped(Drop::NotAllowed);
+        }
+        let Some(pairing) = self.pairings.get_mut(&tunnel.sending) else {
+            return Action::Dropped(Drop::Unknown);
+        };
+        let Some(endpoint) = tunnel.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
+        tunnel.sent_bytes += packet.len() as u64;
+        tunnel.last_sent = now;
+        let padded_len = packet.len().next_multiple_of(16);
+        let result = if padded_len <= PADDED_UP_TO && padded_len != packet.len() {
+            let mut padded = [0; PADDED_UP_TO];
+            padded[..packet.len()].copy_from_slice(packet);
+            pairing.tunn.encapsulate(&padded[..padded_len], buffer)
+        } else {
+            pairing.tunn.encapsulate(packet, buffer)
+        };
+        match result {
+            TunnResult::WriteToNetwork(datagram) => Action::Send { to: endpoint, datagram },
+            TunnResult::Err(error) => Action::Dropped(drop_reason(&error)),
+            _ => Action::Nothing,
+        }
+    }
+
+    /// Takes a datagram from the port. `buffer` is at least as long as the datagram and [`crate::MESSAGE_BYTES`].
+    pub fn handle_datagram<'b>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        buffer: &'b mut [u8],
+        now: Instant,
+    ) -> Action<'b> {
+        let message = match Tunn::parse_incoming_packet(datagram) {
+            Ok(message) => message,
+            Err(_) => return Action::Dropped(Drop::Malformed),
+        };
+        match message {
+            Packet::HandshakeInit(_) => self.handle_initiation(from, datagram, buffer),
+            Packet::HandshakeResponse(p) => {
+                self.handle_session(p.receiver_idx, true, from, datagram, buffer, now)
+            }
+            Packet::PacketCookieReply(p) => {
+                self.handle_session(p.receiver_idx, false, from, datagram, buffer, now)
+            }
+            Packet::PacketData(p) => self.handle_session(p.receiver_idx, true, from, datagram, buffer, now),
+        }
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called next.
+    pub fn poll_timeout(&self) -> Instant {
+        self.next_tick
+    }
+
+    /// Looks at all timers; what they want to send comes from [`Self::poll_transmit`].
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + TICK;
+        for own in &self.own {
+            own.gate.reset_count();
+        }
+        self.due = self.pairings.keys().copied().collect();
+    }
+
+    /// What else is to be sent, until it is `None`. `buffer` as for [`Self::handle_packet`], for the largest packet ever handed in.
+    pub fn poll_transmit<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+        now: Instant,
+    ) -> Option<(SocketAddr, &'b [u8])> {
+        let found = match self.poll_flush(buffer) {
+            Some(found) => Some(found),
+            None => self.poll_due(buffer, now),
+        };
+        let (to, length) = found?;
+        Some((to, &buffer[..length]))
+    }
+
+    /// What is known of each tunnel, by its identifier.
+    pub fn facts(&self) -> BTreeMap<TunnelId, TunnelFacts> {
+        let since = |entry: &TunnelEntry| {
+            let pairings = entry.pairings.iter().filter_map(|index| self.pairings.get(index));
+            pairings.filter_map(|pairing| pairing.tunn.time_since_last_handshake()).min()
+        };
+        let facts = self.tunnels.iter().map(|(id, entry)| {
+            let facts = TunnelFacts {
+                name: entry.name.clone(),
+                endpoint: entry.endpoint,
+                since_handshake: since(entry),
+                received_bytes: entry.received_bytes,
+                sent_bytes: entry.sent_bytes,
+            };
+            (*id, facts)
+        });
+        facts.collect()
+    }
+
+    fn add(&mut self, name: LinkName, peer: PublicKey, tunnel: &Tunnel, now: Instant) {
+        let id = TunnelId(self.next_id);
+        self.next_id += 1;
+        let entry = TunnelEntry {
+            name,
+            allowed: tunnel.allowed.iter().copied().collect(),
+            keepalive: keepalive(tunnel),
+            peer,
+            peer_since: now,
+            announced: tunnel.endpoint,
+            endpoint: tunnel.endpoint,
+            pairings: Vec::new(),
+            sending: u32::MAX,
+            last_sent: now,
+            received_bytes: 0,
+            sent_bytes: 0,
+        };
+        self.tunnels.insert(id, entry);
+        self.pair(id);
+    }
+
+    fn adjust(&mut self, id: TunnelId, peer: PublicKey, tunnel: &Tunnel, now: Instant) {
+        let Some(entry) = self.tunnels.get_mut(&id) else { return };
+        entry.allowed = tunnel.allowed.iter().copied().collect();
+        entry.keepalive = keepalive(tunnel);
+        if entry.announced != tunnel.endpoint {
+            entry.announced = tunnel.endpoint;
+            entry.endpoint = tunnel.endpoint.or(entry.endpoint);
+        }
+        if entry.peer != peer {
+            entry.peer = peer;
+            entry.peer_since = now;
+            self.pair(id);
+        }
+    }
+
+    /// Makes the pairings that a tunnel lacks: each key of ours with the peer's key of today.
+    fn pair(&mut self, id: TunnelId) {
+        let Some(entry) = self.tunnels.get_mut(&id) else { return };
+        for own in &self.own {
+            let has = entry.pairings.iter().filter_map(|index| self.pairings.get(index));
+            if has.into_iter().any(|pairing| pairing.own == own.public && pairing.peer == entry.peer) {
+                continue;
+            }
+            while self.pairings.contains_key(&self.next_index) {
+                self.next_index = (self.next_index + 1) & 0x00ff_ffff;
+            }
+            let index = self.next_index;
+            self.next_index = (self.next_index + 1) & 0x00ff_ffff;
+            self.pairings.insert(index, Pairing::new(id, own, entry.peer, index));
+            entry.pairings.push(index);
+            // The peer does not know a new key of ours yet: it begins. A new key of the peer: we begin.
+            self.due.push_back(index);
+        }
+        self.choose_sending(id);
+    }
+
+    /// Packets go out with the newest pairing that has a session; without any, the oldest key of ours asks for one.
+    fn choose_sending(&mut self, id: TunnelId) {
+        let Some(entry) = self.tunnels.get_mut(&id) else { return };
+        let ready = |index: &&u32| self.pairings.get(*index).is_some_and(|p| p.ready_since.is_some());
+        let newest = entry.pairings.iter().rev().find(ready).copied();
+        let initiating = self.own.first().map(|own| own.public);
+        let asking = |index: &&u32| {
+            self.pairings.get(*index).is_some_and(|p| Some(p.own) == initiating && p.peer == entry.peer)
+        };
+        entry.sending = newest.or(entry.pairings.iter().find(asking).copied()).unwrap_or(u32::MAX);
+    }
+
+    fn handle_initiation<'b>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        buffer: &'b mut [u8],
+    ) -> Action<'b> {
+        let mut found = None;
+        for own in self.own.iter().rev() {
+            let mut cookie = [0; 64];
+            match own.gate.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+                Ok(Packet::HandshakeInit(initiation)) => {
+                    let half = parse_handshake_anon(&own.private.secret(), &own.public.point(), &initiation);
+                    let Ok(half) = half else { return Action::Dropped(Drop::Forged) };
+                    found = Some((own.public, PublicKey::from_bytes(half.peer_static_public)));
+                    break;
+                }
+                Err(TunnResult::WriteToNetwork(reply)) => {
+                    let datagram = &mut buffer[..reply.len()];
+                    datagram.copy_from_slice(reply);
+                    return Action::Send { to: from, datagram };
+                }
+                // Made for another key of ours, or for nobody here.
+                _ => {}
+            }
+        }
+        let Some((own, peer)) = found else { return Action::Dropped(Drop::Forged) };
+        let Some(pairing) = self.pairings.values_mut().find(|p| p.own == own && p.peer == peer) else {
+            return Action::Dropped(Drop::Unknown);
+        };
+        // The endpoint stays: an initiation can be a recording. What follows in the session moves it.
+        let tunnel = pairing.tunnel;
+        match pairing.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+            TunnResult::WriteToNetwork(datagram) => {
+                if let Some(entry) = self.tunnels.get_mut(&tunnel) {
+                    entry.endpoint.get_or_insert(from);
+                }
+                Action::Send { to: from, datagram }
+            }
+            TunnResult::Err(error) => Action::Dropped(drop_reason(&error)),
+            _ => Action::Nothing,
+        }
+    }
+
+    fn handle_session<'b>(
+        &mut self,
+        receiver: u32,
+        moves: bool,
+        from: SocketAddr,
+        datagram: &[u8],
+        buffer: &'b mut [u8],
+        now: Instant,
+    ) -> Action<'b> {
+        let index = receiver >> 8;
+        let Some(pairing) = self.pairings.get_mut(&index) else { return Action::Dropped(Drop::Unknown) };
+        let id = pairing.tunnel;
+        let was_ready = pairing.ready_since.is_some();
+        let (packet, source) = match pairing.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+            TunnResult::Err(error) => return Action::Dropped(drop_reason(&error)),
+            TunnResult::WriteToTunnelV4(packet, source) => (packet, Some(IpAddr::V4(source))),
+            TunnResult::WriteToTunnelV6(packet, source) => (packet, Some(IpAddr::V6(source))),
+            TunnResult::WriteToNetwork(reply) => (reply, None),
+            TunnResult::Done => (&mut [][..], None),
+        };
+        if !was_ready && pairing.refresh(now) {
+            self.flushable.push_back(index);
+            self.choose_sending(id);
+        }
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return Action::Dropped(Drop::Unknown) };
+        if moves {
+            tunnel.endpoint = Some(from);
+        }
+        match source {
+            Some(source) if within(&tunnel.allowed, source) => {
+                tunnel.received_bytes += packet.len() as u64;
+                Action::Deliver { tunnel: id, packet }
+            }
+            Some(_) => Action::Dropped(Drop::NotAllowed),
+            None if packet.is_empty() => Action::Nothing,
+            None => Action::Send { to: from, datagram: packet },
+        }
+    }
+
+    fn poll_flush(&mut self, buffer: &mut [u8]) -> Option<(SocketAddr, usize)> {
+        while let Some(index) = self.flushable.front().copied() {
+            let pairing = self.pairings.get_mut(&index).filter(|pairing| pairing.ready_since.is_some());
+            let endpoint =
+                pairing.as_ref().and_then(|p| self.tunnels.get(&p.tunnel)).and_then(|t| t.endpoint);
+            if let (Some(pairing), Some(endpoint)) = (pairing, endpoint)
+                && let TunnResult::WriteToNetwork(datagram) = pairing.tunn.decapsulate(None, &[], buffer)
+            {
+                return Some((endpoint, datagram.len()));
+            }
+            self.flushable.pop_front();
+        }
+        None
+    }
+
+    fn poll_due(&mut self, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
+        while let Some(index) = self.due.pop_front() {
+            let sent = self.run_timers(index, buffer, now);
+            if self.due.is_empty() {
+                self.retire(now);
+            }
+            if sent.is_some() {
+                return sent;
+            }
+        }
+        None
+    }
+
+    fn run_timers(&mut self, index: u32, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
+        let initiating = self.own.first().map(|own| own.public);
+        let pairing = self.pairings.get_mut(&index)?;
+        let entry = self.tunnels.get_mut(&pairing.tunnel)?;
+        let endpoint = entry.endpoint?;
+        let mut sent = written(pairing.tunn.update_timers(buffer));
+        pairing.refresh(now);
+        let may_begin = Some(pairing.own) == initiating && pairing.peer == entry.peer;
+        if sent.is_none() && pairing.ready_since.is_none() && may_begin {
+            // Without a session: ask for one, and again when an attempt of 90 s was given up.
+            let begins = pairing.tunn.is_expired();
+            sent = written(pairing.tunn.format_handshake_initiation(buffer, begins));
+        }
+        let keepalive_due =
+            entry.keepalive.is_some_and(|every| now.saturating_duration_since(entry.last_sent) >= every);
+        if sent.is_none() && keepalive_due && pairing.ready_since.is_some() && entry.sending == index {
+            sent = written(pairing.tunn.encapsulate(&[], buffer));
+        }
+        if sent.is_some() {
+            entry.last_sent = now;
+        }
+        let id = pairing.tunnel;
+        self.choose_sending(id);
+        Some((endpoint, sent?))
+    }
+
+    /// Forgets pairings whose successor carries traffic, then keys of ours that no pairing uses.
+    fn retire(&mut self, now: Instant) {
+        let newest = self.own.last().map(|own| own.public);
+        let mut gone = BTreeSet::new();
+        for entry in self.tunnels.values() {
+            let of = |index: &u32| self.pairings.get(index).map(|pairing| (*index, pairing));
+            let pairings: Vec<(u32, &Pairing)> = entry.pairings.iter().filter_map(of).collect();
+            let carries = |own: Option<PublicKey>| {
+                pairings.iter().any(|(_, p)| {
+                    p.peer == entry.peer && own.is_none_or(|own| p.own == own) && p.ready_for(now) >= GRACE
+                })
+            };
+            let peer_moved =
+                carries(None) || now.saturating_duration_since(entry.peer_since) >= PEER_KEY_LIMIT;
+            let own_moved = carries(newest);
+            gone.extend(pairings.iter().filter_map(|(index, pairing)| {
+                let old_peer = pairing.peer != entry.peer && peer_moved;
+                let old_own = Some(pairing.own) != newest && own_moved;
+                (old_peer || old_own).then_some(*index)
+            }));
+        }
+        if !gone.is_empty() {
+            self.pairings.retain(|index, _| !gone.contains(index));
+            for entry in self.tunnels.values_mut() {
+                entry.pairings.retain(|index| !gone.contains(index));
+            }
+        }
+        let used: BTreeSet<PublicKey> = self.pairings.values().map(|pairing| pairing.own).collect();
+        self.own.retain(|own| Some(own.public) == newest || used.contains(&own.public));
+        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            self.choose_sending(id);
+        }
+    }
+}
+
+fn keepalive(tunnel: &Tunnel) -> Option<Duration> {
+    (tunnel.keepalive_s > 0).then(|| Duration::from_secs(tunnel.keepalive_s.into()))
+}
+
+fn written(result: TunnResult<'_>) -> Option<usize> {
+    match result {
+        TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+        _ => None,
+    }
+}
+
+fn drop_reason(error: &WireGuardError) -> Drop {
+    match error {
+        WireGuardError::DuplicateCounter
+        | WireGuardError::InvalidCounter
+        | WireGuardError::WrongTai64nTimestamp => Drop::Replayed,
+        WireGuardError::InvalidMac | WireGuardError::InvalidAeadTag | WireGuardError::WrongKey => {
+            Drop::Forged
+        }
+        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex | WireGuardError::UnexpectedPacket => {
+            Drop::Unknown
+        }
+        _ => Drop::Malformed,
+    }
+}

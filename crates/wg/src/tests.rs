@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two engines and a wire in memory.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use isthmus_model::dataplane::Tunnel;
+use isthmus_model::ids::LinkName;
+use proptest::prelude::*;
+
+use crate::{Action, Drop, Engine, PrivateKey, Refusal, TunnelId};
+
+const BUFFER: usize = 2048;
+
+struct Side {
+    engine: Engine,
+    address: SocketAddr,
+    delivered: Vec<Vec<u8>>,
+    dropped: Vec<Drop>,
+}
+
+/// What is on its way: from, to, datagram.
+type Wire = Vec<(SocketAddr, SocketAddr, Vec<u8>)>;
+
+fn key(seed: u8) -> PrivateKey {
+    PrivateKey::from_bytes([seed; 32])
+}
+
+fn link(name: &str) -> LinkName {
+    name.parse().unwrap()
+}
+
+fn tunnel(peer: &PrivateKey, endpoint: Option<&str>, allowed: &[&str]) -> Tunnel {
+    Tunnel {
+        peer: "west".parse().unwrap(),
+        peer_key: peer.public().to_string(),
+        endpoint: endpoint.map(|text| text.parse().unwrap()),
+        allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
+        keepalive_s: 0,
+    }
+}
+
+fn packet_v4(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
+    let mut packet = vec![0; 20 + payload];
+    packet[0] = 0x45;
+    let length = u16::try_from(packet.len()).unwrap();
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet[12..16].copy_from_slice(&source);
+    packet[16..20].copy_from_slice(&destination);
+    packet
+}
+
+fn east_packet() -> Vec<u8> {
+    packet_v4([10, 1, 0, 5], [10, 2, 0, 7], 33)
+}
+
+fn west_packet() -> Vec<u8> {
+    packet_v4([10, 2, 0, 7], [10, 1, 0, 5], 1300)
+}
+
+impl Side {
+    fn new(seed: u8, address: &str) -> Self {
+        let engine = Engine::new(key(seed), u32::from(seed) * 77, Instant::now());
+        Self { engine, address: address.parse().unwrap(), delivered: Vec::new(), dropped: Vec::new() }
+    }
+
+    fn configure(&mut self, name: &str, tunnel: Tunnel) -> TunnelId {
+        let refusals = self.engine.configure(&BTreeMap::from([(link(name), tunnel)]), Instant::now());
+        assert_eq!(refusals, []);
+        self.engine.id_of(&link(name)).unwrap()
+    }
+
+    fn note(&mut self, action: Action<'_>, wire: &mut Wire) {
+        match action {
+            Action::Nothing => {}
+            Action::Send { to, datagram } => wire.push((self.address, to, datagram.to_vec())),
+            Action::Deliver { packet, .. } => self.delivered.push(packet.to_vec()),
+            Action::Dropped(reason) => self.dropped.push(reason),
+        }
+    }
+
+    fn send(&mut self, id: TunnelId, packet: &[u8], wire: &mut Wire) {
+        let mut buffer = [0; BUFFER];
+        let mut engine = std::mem::replace(&mut self.engine, Engine::new(key(0), 0, Instant::now()));
+        let action = engine.handle_packet(id, packet, &mut buffer, Instant::now());
+        self.note(action, wire);
+        self.engine = engine;
+    }
+
+    fn receive(&mut self, from: SocketAddr, datagram: &[u8], wire: &mut Wire) {
+        let mut buffer = [0; BUFFER];
+        let mut engine = std::mem::replace(&mut self.engine, Engine::new(key(0), 0, Instant::now()));
+        let action = engine.handle_datagram(from, datagram, &mut buffer, Instant::now());
+        self.note(action, wire);
+        self.engine = engine;
+        self.poll(wire, Instant::now());
+    }
+
+    fn poll(&mut self, wire: &mut Wire, now: Instant) {
+        let mut buffer = [0; BUFFER];
+        while let Some((to, datagram)) = self.engine.poll_transmit(&mut buffer, now) {
+            wire.push((self.address, to, datagram.to_vec()));
+        }
+    }
+
+    fn tick(&mut self, wire: &mut Wire, now: Instant) {
+        self.engine.handle_timeout(now);
+        self.poll(wire, now);
+    }
+}
+
+/// Carries datagrams both ways until nothing is on the way.
+fn settle(east: &mut Side, west: &mut Side, wire: &mut Wire) {
+    while !wire.is_empty() {
+        for (from, to, datagram) in std::mem::take(wire) {
+            if to == east.address {
+                east.receive(from, &datagram, wire);
+            } else if to == west.address {
+                west.receive(from, &datagram, wire);
+            }
+        }
+    }
+}
+
+/// East knows where west is; west knows east only by key.
+fn pair() -> (Side, TunnelId, Side, TunnelId, Wire) {
+    let mut east = Side::new(1, "192.0.2.1:51820");
+    let mut west = Side::new(2, "192.0.2.2:51820");
+    let to_west = east.configure("iw-west", tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16"]));
+    let to_east = west.configure("iw-east", tunnel(&key(1), None, &["10.1.0.0/16"]));
+    (east, to_west, west, to_east, Vec::new())
+}
+
+#[test]
+fn the_packet_that_asks_for_the_session_arrives_and_so_does_the_answer() {
+    let (mut east, to_west, mut west, to_east, mut wire) = pair();
+    east.send(to_west, &east_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(west.delivered, [east_packet()]);
+    west.send(to_east, &west_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(east.delivered, [west_packet()]);
+    assert_eq!((east.dropped, west.dropped), (vec![], vec![]));
+}
+
+#[test]
+fn a_tunnel_with_an_endpoint_comes_up_without_traffic() {
+    let (mut east, to_west, mut west, to_east, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    assert!(east.engine.facts()[&to_west].since_handshake.is_some());
+    assert!(west.engine.facts()[&to_east].since_handshake.is_some());
+}
+
+#[test]
+fn nothing_of_a_packet_is_readable_on_the_wire_and_small_ones_are_padded() {
+    let (mut east, to_west, mut west, _, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    let packet = east_packet();
+    east.send(to_west, &packet, &mut wire);
+    let (_, _, datagram) = &wire[0];
+    assert!(!datagram.windows(12).any(|window| packet.windows(12).any(|plain| plain == window)));
+    assert_eq!(datagram.len(), packet.len().next_multiple_of(16) + crate::OVERHEAD_BYTES);
+}
+
+#[test]
+fn a_source_that_is_not_allowed_does_not_come_out() {
+    let (mut east, to_west, mut west, _, mut wire) = pair();
+    east.send(to_west, &packet_v4([10, 9, 0, 5], [10, 2, 0, 7], 10), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!((west.delivered.len(), west.dropped), (0, vec![Drop::NotAllowed]));
+}
+
+#[test]
+fn a_destination_that_is_not_allowed_does_not_go_in() {
+    let (mut east, to_west, _, _, mut wire) = pair();
+    east.send(to_west, &packet_v4([10, 1, 0, 5], [8, 8, 8, 8], 10), &mut wire);
+    assert_eq!((wire.len(), east.dropped), (0, vec![Drop::NotAllowed]));
+}
+
+#[test]
+fn a_datagram_that_was_seen_is_dropped_the_second_time() {
+    let (mut east, to_west, mut west, _, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    east.send(to_west, &east_packet(), &mut wire);
+    let (from, _, datagram) = wire[0].clone();
+    west.receive(from, &datagram, &mut wire);
+    west.receive(from, &datagram, &mut wire);
+    assert_eq!((west.delivered.len(), west.dropped), (1, vec![Drop::Replayed]));
+}
+
+#[test]
+fn a_recorded_initiation_moves_no_endpoint_and_makes_no_session() {
+    let (mut east, _, mut west, to_east, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    let (_, _, initiation) = wire[0].clone();
+    settle(&mut east, &mut west, &mut wire);
+    west.receive("203.0.113.66:4000".parse().unwrap(), &initiation, &mut wire);
+    assert_eq!(west.engine.facts()[&to_east].endpoint, Some(east.address));
+    assert_eq!((wire.len(), west.dropped), (0, vec![Drop::Replayed]));
+}
+
+#[test]
+fn a_peer_that_moves_is_followed_with_its_first_packet_and_a_forger_is_not() {
+    let (mut east, to_west, mut west, to_east, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    let moved: SocketAddr = "[2001:db8::9]:40000".parse().unwrap();
+    east.address = moved;
+    east.send(to_west, &east_packet(), &mut wire);
+    let (_, _, mut forged) = wire[0].clone();
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(west.engine.facts()[&to_east].endpoint, Some(moved));
+    forged[8] += 1;
+    west.receive("203.0.113.66:4000".parse().unwrap(), &forged, &mut wire);
+    assert_eq!(west.engine.facts()[&to_east].endpoint, Some(moved));
+    assert_eq!(west.dropped, [Drop::Forged]);
+}
+
+#[test]
+fn an_initiation_from_a_stranger_is_dropped() {
+    let (mut east, _, _, _, mut wire) = pair();
+    let mut stranger = Side::new(9, "203.0.113.9:51820");
+    stranger.configure("iw-x", tunnel(&key(1), Some("192.0.2.1:51820"), &["10.1.0.0/16"]));
+    stranger.poll(&mut wire, Instant::now());
+    let (from, _, initiation) = wire.remove(0);
+    east.receive(from, &initiation, &mut Vec::new());
+    assert_eq!(east.dropped, [Drop::Unknown]);
+}
+
+#[test]
+fn a_flood_of_initiations_is_answered_with_cookies() {
+    let (mut east, _, mut west, _, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    let (from, _, initiation) = wire.remove(0);
+    for _ in 0..200 {
+        west.receive(from, &initiation, &mut wire);
+    }
+    let cookies = wire.iter().filter(|(_, _, datagram)| datagram[0] == 3 && datagram.len() == 64).count();
+    assert!((50..=150).contains(&cookies), "{cookies} cookies of 200");
+}
+
+#[test]
+fn tunnels_that_stay_keep_their_session_when_others_come_and_go() {
+    let (mut east, to_west, mut west, _, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    let stays = tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16", "10.3.0.0/16"]);
+    let comes = tunnel(&key(3), None, &["10.4.0.0/16"]);
+    let both = BTreeMap::from([(link("iw-west"), stays.clone()), (link("iw-a"), comes)]);
+    assert_eq!(east.engine.configure(&both, Instant::now()), []);
+    assert_eq!(east.engine.configure(&BTreeMap::from([(link("iw-west"), stays)]), Instant::now()), []);
+    assert_eq!(east.engine.facts().len(), 1);
+    east.send(to_west, &packet_v4([10, 1, 0, 5], [10, 3, 0, 1], 1), &mut wire);
+    assert_eq!(wire[0].2[0], 4, "a data message at once, no new handshake");
+}
+
+#[test]
+fn tunnels_that_cannot_run_are_named_and_the_others_run() {
+    let mut east = Side::new(1, "192.0.2.1:51820");
+    let mut broken = tunnel(&key(2), None, &[]);
+    broken.peer_key = "nonsense".into();
+    let wanted = BTreeMap::from([
+        (link("iw-broken"), broken),
+        (link("iw-itself"), tunnel(&key(1), None, &[])),
+        (link("iw-one"), tunnel(&key(5), None, &[])),
+        (link("iw-two"), tunnel(&key(5), None, &[])),
+    ]);
+    let refusals = east.engine.configure(&wanted, Instant::now());
+    assert!(matches!(refusals[0], Refusal::Key(..)));
+    assert_eq!(
+        refusals[1..],
+        [Refusal::Itself(link("iw-itself")), Refusal::Twice(link("iw-one"), link("iw-two"))]
+    );
+    assert!(east.engine.id_of(&link("iw-one")).is_some());
+}
+
+#[test]
+fn our_key_rotates_without_a_moment_in_which_packets_do_not_pass() {
+    let (mut east, to_west, mut west, to_east, mut wire) = pair();
+    east.send(to_west, &east_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    let start = Instant::now();
+    assert!(east.engine.rotate(key(7), start));
+    assert!(!east.engine.rotate(key(8), start), "one rotation at a time");
+    assert_eq!(east.engine.public_keys(), [key(1).public(), key(7).public()]);
+    east.send(to_west, &east_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(west.delivered.len(), 2, "the old key serves until the peer uses the new one");
+    west.configure("iw-east", tunnel(&key(7), Some("192.0.2.1:51820"), &["10.1.0.0/16"]));
+    west.send(to_east, &west_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    west.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    for step in 1..=3 {
+        let now = start + Duration::from_secs(6 * step);
+        east.tick(&mut wire, now);
+        west.tick(&mut wire, now);
+        settle(&mut east, &mut west, &mut wire);
+        east.send(to_west, &east_packet(), &mut wire);
+        west.send(to_east, &west_packet(), &mut wire);
+        settle(&mut east, &mut west, &mut wire);
+    }
+    assert_eq!(east.engine.public_keys(), [key(7).public()], "the old key is gone");
+    assert_eq!((west.delivered.len(), east.delivered.len()), (5, 4));
+    assert_eq!((east.dropped, west.dropped), (vec![], vec![]));
+}
+
+#[test]
+fn a_keepalive_goes_out_when_nothing_else_did() {
+    let (mut east, _, mut west, _, mut wire) = pair();
+    let mut lively = tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16"]);
+    lively.keepalive_s = 5;
+    east.configure("iw-west", lively);
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    let later = Instant::now() + Duration::from_secs(6);
+    east.tick(&mut wire, later);
+    assert_eq!(wire.len(), 1);
+    assert_eq!((wire[0].2[0], wire[0].2.len()), (4, crate::OVERHEAD_BYTES));
+}
+
+proptest! {
+    #[test]
+    fn any_datagram_at_all_is_taken_without_a_panic(kind in 0u8..6, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let (_, _, mut west, _, mut wire) = pair();
+        let mut datagram = vec![kind, 0, 0, 0];
+        datagram.extend(body);
+        west.receive("203.0.113.1:1".parse().unwrap(), &datagram, &mut wire);
+        prop_assert!(west.delivered.is_empty());
+    }
+}
