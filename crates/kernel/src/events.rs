@@ -90,7 +90,7 @@ pub struct Events {
 impl Events {
     pub(crate) fn new(subscription: Subscription, own_port: u32) -> io::Result<Self> {
         let Subscription { route, nft } = subscription;
-        Ok(Self { route: AsyncFd::new(route)?, nft: AsyncFd::new(nft)?, own_port, waiting: VecDeque::new() })
+        Ok(Self { route: watch(route)?, nft: watch(nft)?, own_port, waiting: VecDeque::new() })
     }
 
     /// Waits for the next change. Cancellation safe. An error means that the socket is of no more use.
@@ -121,6 +121,12 @@ impl Events {
             self.waiting.extend(once);
         }
     }
+}
+
+#[expect(unsafe_code, reason = "tokio cannot see that a socket keeps its descriptor")]
+fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor and neither replaces nor closes it while AsyncFd owns the socket.
+    Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
 fn route_change(answer: &Answer, own_port: u32) -> Option<Change> {

@@ -1,1 +1,2 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Proofs in real network namespaces: see `tests/`.

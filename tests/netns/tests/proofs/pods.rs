@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pods' links.
+
+use std::time::{Duration, Instant};
+
+use isthmus_kernel::{InSync, PodLinkError};
+use isthmus_testkit::{Lab, within};
+
+use super::node::{Node, pod_link};
+
+const SOON: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_pods_of_one_node_reach_each_other_over_both_families() {
+    let Some(lab) = Lab::new("pods") else { return };
+    let mut node = Node::new(&lab, "node");
+    let (one, two) = (lab.namespace("one"), lab.namespace("two"));
+    node.add_pod(&one, 1).await;
+    node.add_pod(&two, 2).await;
+    for target in ["10.9.0.2", "fd09::2"] {
+        one.ping(target).unwrap();
+    }
+    for target in ["10.9.0.1", "fd09::1"] {
+        two.ping(target).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_packet_of_a_pod_passes_at_once() {
+    let Some(lab) = Lab::new("first-packet") else { return };
+    let mut node = Node::new(&lab, "node");
+    let (one, two) = (lab.namespace("one"), lab.namespace("two"));
+    node.add_pod(&one, 1).await;
+    node.add_pod(&two, 2).await;
+    // No retry: neighbours are permanent and addresses are not tentative.
+    two.ping("fd09::1").unwrap();
+    one.ping("10.9.0.2").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_the_table_does_not_know_passes_nothing() {
+    let Some(lab) = Lab::new("unknown-pod") else { return };
+    let mut node = Node::new(&lab, "node");
+    let (known, unknown) = (lab.namespace("known"), lab.namespace("unknown"));
+    node.add_pod(&known, 1).await;
+    node.links.add(&pod_link(&unknown, 2)).unwrap();
+    node.namespace.sh("ip route add 10.9.0.2 dev ist000000000002");
+    assert!(unknown.ping("10.9.0.1").is_err());
+    node.namespace.sh("nft list table inet isthmus | grep -q 'packets [1-9]'");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_cannot_borrow_another_pods_address() {
+    let Some(lab) = Lab::new("spoof") else { return };
+    let mut node = Node::new(&lab, "node");
+    let (one, two) = (lab.namespace("one"), lab.namespace("two"));
+    node.add_pod(&one, 1).await;
+    node.add_pod(&two, 2).await;
+    one.sh("ip addr add 10.9.0.77/32 dev eth0");
+    node.namespace.sh("ip route add 10.9.0.77 dev ist000000000001");
+    assert!(one.try_sh("ping -n -c 1 -W 1 -I 10.9.0.77 10.9.0.2").is_err());
+    one.ping("10.9.0.2").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_removed_by_its_host_end_and_removing_it_again_is_fine() {
+    let Some(lab) = Lab::new("del") else { return };
+    let mut node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    let (link, made) = node.add_pod(&pod, 1).await;
+    assert_eq!(node.links.list().unwrap()[&link.host_link].alias, "default/pod-1");
+    assert_ne!(made.host_index, 0);
+    assert!(node.links.del(&link.host_link).unwrap());
+    assert!(!node.links.del(&link.host_link).unwrap());
+    assert!(pod.try_sh("ip link show eth0").is_err());
+    assert!(node.links.list().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adding_again_after_an_interrupted_add_replaces_what_was_left() {
+    let Some(lab) = Lab::new("again") else { return };
+    let mut node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    let (link, first) = node.add_pod(&pod, 1).await;
+    let second = node.links.add(&link).unwrap();
+    assert_ne!(first.host_index, second.host_index);
+    node.links.check(&link).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interface_of_that_name_that_is_not_ours_is_named_in_the_error() {
+    let Some(lab) = Lab::new("taken") else { return };
+    let node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    pod.sh("ip link add eth0 type bridge");
+    let error = node.links.add(&pod_link(&pod, 1)).unwrap_err();
+    assert!(matches!(error, PodLinkError::Exists { .. }), "{error}");
+    assert!(node.links.list().unwrap().is_empty());
+    pod.sh("ip link show eth0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_is_gone_is_named_in_the_error() {
+    let Some(lab) = Lab::new("gone") else { return };
+    let node = Node::new(&lab, "node");
+    let mut link = pod_link(&node.namespace, 1);
+    link.netns_path = "/run/netns/was-here".into();
+    let error = node.links.add(&link).unwrap_err().to_string();
+    assert!(error.contains("/run/netns/was-here"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_what_was_taken_from_a_pod() {
+    let Some(lab) = Lab::new("check") else { return };
+    let mut node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    let (link, _) = node.add_pod(&pod, 1).await;
+    node.links.check(&link).unwrap();
+    pod.sh("ip addr del 10.9.0.1/32 dev eth0");
+    let error = node.links.check(&link).unwrap_err().to_string();
+    assert!(error.contains("10.9.0.1"), "{error}");
+    node.namespace.sh("ip link set ist000000000001 down");
+    let error = node.links.check(&link).unwrap_err().to_string();
+    assert!(error.contains("ist000000000001"), "{error}");
+}
+
+/// The bound is loose: the figure is printed, and measured by the benchmark.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_add_takes_milliseconds_not_tens() {
+    let Some(lab) = Lab::new("fast") else { return };
+    let mut node = Node::new(&lab, "node");
+    node.converge().await;
+    let pods: Vec<_> = (1..=20).map(|number| lab.namespace(&format!("pod-{number}"))).collect();
+    let mut times = Vec::new();
+    for (pod, number) in pods.iter().zip(1..) {
+        let start = Instant::now();
+        node.add_pod(pod, number).await;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("ADD, link and rules: median {:?}, slowest {:?}", times[10], times[19]);
+    assert!(times[10] < Duration::from_millis(30), "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_namespace_ends_leaves_no_link() {
+    let Some(lab) = Lab::new("ends") else { return };
+    let mut node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    node.add_pod(&pod, 1).await;
+    drop(pod);
+    within(SOON, || match node.links.list().unwrap() {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
+    let outcomes = node.kernel.converge(&node.want, InSync::all_listed()).await;
+    let failed: Vec<&String> = outcomes.failed.values().collect();
+    assert!(failed.iter().all(|error| error.contains("does not exist")), "{failed:?}");
+}
