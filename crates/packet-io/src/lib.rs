@@ -1,1 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+//! System calls of the packet path: TUN devices, UDP in batches, probe sockets, descriptors passed between processes.
+//!
+//! The only packet-path crate with `unsafe`; every block states why it is sound. Nothing here knows WireGuard or Isthmus.
+
+mod address;
+mod descriptor;
+mod probe;
+mod tun;
+mod udp;
+
+pub use descriptor::{receive_byte, send_byte};
+pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
+pub use tun::Tun;
+pub use udp::{ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TUN devices: persistent, so that routes stay while the process that serves them is exchanged.
+
+use std::ffi::CString;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+/// A TUN device that this process serves.
+#[derive(Debug)]
+pub struct Tun {
+    device: OwnedFd,
+    name: String,
+}
+
+impl Tun {
+    /// Takes the device of this name into service, making it if it is not there. It stays when the process ends.
+    /// A device that is made here gets `mtu_bytes`; one that was there keeps its own.
+    ///
+    /// # Errors
+    /// `/dev/net/tun` is missing or may not be used, or the device is served by another process (EBUSY).
+    pub fn open(name: &str, mtu_bytes: u16) -> io::Result<Self> {
+        let existed = nix::net::if_::if_nametoindex(name).is_ok();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")
+            .map_err(|error| explain(&error, "open /dev/net/tun (is it mounted into the container?)"))?;
+        let device = OwnedFd::from(file);
+        let mut request = request_for(name)?;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+        check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+            .map_err(|error| explain(&error, &format!("serve the TUN device {name}")))?;
+        // SAFETY: TUNSETPERSIST takes an integer and no pointer.
+        check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) })?;
+        let tun = Self { device, name: name.to_owned() };
+        if !existed {
+            tun.set_mtu(mtu_bytes)?;
+        }
+        Ok(tun)
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes the device away for good.
+    ///
+    /// # Errors
+    /// The kernel refuses; the device may still be there.
+    pub fn remove(self) -> io::Result<()> {
+        // SAFETY: TUNSETPERSIST takes an integer and no pointer.
+        check(unsafe { libc::ioctl(self.device.as_raw_fd(), libc::TUNSETPERSIST, 0 as libc::c_int) })
+    }
+
+    /// Reads one IP packet that the node sends into the device; `WouldBlock` when there is none.
+    /// A packet longer than `buffer` is cut.
+    ///
+    /// # Errors
+    /// EBADFD when somebody has deleted the device.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        nix::unistd::read(&self.device, buffer).map_err(io::Error::from)
+    }
+
+    /// Hands one IP packet to the node.
+    ///
+    /// # Errors
+    /// EIO while the device is down; EBADFD when somebody has deleted it.
+    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
+        nix::unistd::write(&self.device, packet).map(|_| ()).map_err(io::Error::from)
+    }
+
+    fn set_mtu(&self, mtu_bytes: u16) -> io::Result<()> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+        let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let mut request = request_for(&self.name)?;
+        request.ifr_ifru.ifru_mtu = mtu_bytes.into();
+        // SAFETY: SIOCSIFMTU reads one `ifreq`, which outlives the call.
+        check(unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFMTU, &raw const request) })
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+fn request_for(name: &str) -> io::Result<libc::ifreq> {
+    let name = CString::new(name)?;
+    let bytes = name.as_bytes_with_nul();
+    // SAFETY: `ifreq` is plain data of the kernel's; all zero bytes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if bytes.len() > request.ifr_name.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an interface name has at most 15 bytes"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn explain(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot {what}: {error}"))
+}
