@@ -10,16 +10,19 @@ pub const CLUSTER_ID: &str = "cluster.clusterset.k8s.io";
 /// Name of the ClusterProperty that holds the clusterset.
 pub const CLUSTER_SET: &str = "clusterset.k8s.io";
 
-/// A property of the cluster.
+/// A property of the cluster, such as its ID in the clusterset.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "about.k8s.io",
     version = "v1alpha1",
     kind = "ClusterProperty",
     plural = "clusterproperties",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "value", type_ = "string", json_path = ".spec.value"),
+    printcolumn(name = "age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 pub struct ClusterPropertySpec {
     /// The value.
+    #[schemars(length(min = 1))]
     pub value: String,
 }

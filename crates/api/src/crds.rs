@@ -3,6 +3,7 @@
 
 use crate::about::ClusterProperty;
 use crate::mcs::{ServiceExport, ServiceImport};
+use crate::shape;
 use crate::v1alpha1::{ClusterPeering, EgressPolicy, IPBlock, IPPool, NodeNetwork, PeeringInvitation};
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
@@ -10,12 +11,12 @@ use serde_json::{Value, json};
 /// Every CustomResourceDefinition that Isthmus installs, ordered by name.
 pub fn all() -> Vec<Value> {
     let mut crds = vec![
-        ours::<ClusterPeering>(),
+        named_like_a_label(ours::<ClusterPeering>()),
         ours::<EgressPolicy>(),
         ours::<IPBlock>(),
         ours::<IPPool>(),
         ours::<NodeNetwork>(),
-        with_default_spec(ours::<PeeringInvitation>()),
+        named_like_a_label(with_default_spec(ours::<PeeringInvitation>())),
         cluster_property(),
         multicluster::<ServiceExport>(),
         multicluster::<ServiceImport>(),
@@ -29,13 +30,55 @@ pub fn name(crd: &Value) -> &str {
     crd["metadata"]["name"].as_str().unwrap_or_default()
 }
 
+/// A kind of ours: the columns that every kind with conditions has stand around its own.
 fn ours<T: CustomResourceExt>() -> Value {
+    let mut crd = plain::<T>();
+    for version in versions(&mut crd) {
+        let columns = version["additionalPrinterColumns"].as_array_mut().expect("each kind has columns");
+        columns.push(condition_column("Ready", "status", 0));
+        columns.push(condition_column("Reason", "reason", 0));
+        columns.push(condition_column("Message", "message", 1));
+        columns.push(age());
+    }
+    crd
+}
+
+fn plain<T: CustomResourceExt>() -> Value {
     let mut crd = serde_json::to_value(T::crd()).expect("a definition is JSON");
     crd["metadata"]["labels"] = json!({ "app.kubernetes.io/part-of": "isthmus" });
     for version in versions(&mut crd) {
-        finish(&mut version["schema"]["openAPIV3Schema"]);
+        let root = &mut version["schema"]["openAPIV3Schema"];
+        finish(root);
+        describe_root(root);
     }
     crd
+}
+
+fn condition_column(name: &str, field: &str, priority: i32) -> Value {
+    let path = format!(".status.conditions[?(@.type=='Ready')].{field}");
+    let mut column = json!({ "name": name, "type": "string", "jsonPath": path });
+    if priority > 0 {
+        column["priority"] = json!(priority);
+    }
+    column
+}
+
+fn age() -> Value {
+    json!({ "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" })
+}
+
+/// The derive macro describes the root by its own name; a person wants to read what the kind is.
+fn describe_root(root: &mut Value) {
+    root["description"] = root["properties"]["spec"]["description"].take();
+    let fields = &mut root["properties"];
+    fields["spec"]["description"] = json!("What shall be.");
+    if fields.get("status").is_some() {
+        fields["status"]["description"] = json!("What is, as Isthmus sees it.");
+    }
+    let text = |description: &str| json!({ "type": "string", "description": description });
+    fields["apiVersion"] = text("Group and version of the schema that this object is written in.");
+    fields["kind"] = text("The kind of this object.");
+    fields["metadata"] = json!({ "type": "object" });
 }
 
 /// Every field of the spec has a default, so a person may leave all of it out.
@@ -48,9 +91,20 @@ fn with_default_spec(mut crd: Value) -> Value {
     crd
 }
 
+/// The object's name becomes a label's value and part of other names.
+fn named_like_a_label(mut crd: Value) -> Value {
+    for version in versions(&mut crd) {
+        let root = &mut version["schema"]["openAPIV3Schema"];
+        let mut shaped = schemars::Schema::try_from(root.take()).expect("the root is a schema");
+        shape::labelled(&mut shaped);
+        *root = shaped.into();
+    }
+    crd
+}
+
 /// KEP-2149. The group is protected, so the API server wants to know who approved the definition.
 fn cluster_property() -> Value {
-    let mut crd = ours::<ClusterProperty>();
+    let mut crd = plain::<ClusterProperty>();
     crd["metadata"]["annotations"] =
         json!({ "api-approved.kubernetes.io": "https://github.com/kubernetes/enhancements/pull/3084" });
     let mut beta = crd["spec"]["versions"][0].clone();
@@ -62,7 +116,7 @@ fn cluster_property() -> Value {
 
 /// KEP-1645: v1beta1 is stored, v1alpha1 with the same schema is served, because CoreDNS reads that.
 fn multicluster<T: CustomResourceExt>() -> Value {
-    let mut crd = ours::<T>();
+    let mut crd = plain::<T>();
     crd["metadata"]["labels"]["multicluster.x-k8s.io/release-version"] = json!("v0.5.2");
     crd["metadata"]["labels"]["multicluster.x-k8s.io/crd-schema-revision"] = json!("0");
     for version in versions(&mut crd) {
@@ -83,8 +137,8 @@ fn optional_spec(root: &mut Value) {
     root.as_object_mut().expect("a schema").remove("required");
 }
 
-/// Drops what a schema in Kubernetes does not say: a field that may be absent is not thereby nullable, and widths of
-/// integers other than int32 and int64 have no meaning.
+/// Drops what a schema in Kubernetes does not say: a field that may be absent is not thereby nullable, widths of
+/// integers other than int32 and int64 have no meaning, and a bound of an integer is one.
 fn finish(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
@@ -92,6 +146,11 @@ fn finish(schema: &mut Value) {
             fields.remove("title");
             if fields.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
                 fields.remove("format");
+            }
+            for bound in ["minimum", "maximum"] {
+                if let Some(value) = fields.get_mut(bound).filter(|value| value.is_f64()) {
+                    *value = json!(value.as_f64().map(|whole| whole as i64));
+                }
             }
             fields.values_mut().for_each(finish);
         }

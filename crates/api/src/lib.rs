@@ -5,4 +5,5 @@ pub mod about;
 pub mod condition;
 pub mod crds;
 pub mod mcs;
+mod shape;
 pub mod v1alpha1;

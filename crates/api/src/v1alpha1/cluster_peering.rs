@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::shape;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -14,24 +15,33 @@ use serde::{Deserialize, Serialize};
     shortname = "peering",
     category = "isthmus",
     status = "ClusterPeeringStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Cluster", type_ = "string", json_path = ".status.clusterID"),
+    printcolumn(name = "Tunnels", type_ = "string", json_path = ".status.tunnels"),
+    printcolumn(name = "Last-Heard", type_ = "date", json_path = ".status.lastHeard"),
+    printcolumn(name = "CIDRs", type_ = "string", json_path = ".status.remoteCIDRs", priority = "1")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = shape::pinned)]
 pub struct ClusterPeeringSpec {
     /// The peer's identity: hex SHA-256 of its root key. The peer must prove it in every handshake.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::sha256, transform = shape::immutable("identity cannot change: another key is another cluster; delete the peering and invite that cluster"))]
     pub identity: Option<String>,
     /// Where the peer's operator listens, `host:port` each. Empty: the peer connects to us.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(16, shape::host_port))]
     pub endpoints: Vec<String>,
     /// Secret in isthmus-system that holds the invitation's single-use token under the key `token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretRef>,
     /// Pod CIDRs that the peer may announce: an announced CIDR is accepted if it lies within one of these. Empty grants nothing.
     #[serde(default, rename = "allowedCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(64, shape::cidr))]
     pub allowed_cidrs: Vec<String>,
     /// Namespaces whose services the peer may export to us. Empty grants nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(256, shape::namespace))]
     pub allowed_namespaces: Vec<String>,
 }
 
@@ -40,6 +50,7 @@ pub struct ClusterPeeringSpec {
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     /// Its name.
+    #[schemars(transform = shape::name)]
     pub name: String,
 }
 
@@ -52,30 +63,39 @@ pub struct ClusterPeeringStatus {
     pub observed_generation: Option<i64>,
     /// Conditions: Ready, Connected, Fresh, AnnouncementsAccepted, TunnelsUp, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
     /// The peer's cluster ID (an alias, not an identity).
     #[serde(default, rename = "clusterID", skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(253))]
     pub cluster_id: Option<String>,
     /// The identity that the peer proved.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(64))]
     pub identity: Option<String>,
     /// Pod CIDRs of the peer that are in force: announced, granted and free of conflicts.
     #[serde(default, rename = "remoteCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(256, shape::text(43)))]
     pub remote_cidrs: Vec<String>,
     /// The peer's gateways.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::map(256, "name"))]
     pub remote_gateways: Vec<RemoteGateway>,
     /// Nodes of this cluster that carry the peering's tunnels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(256, shape::text(253)))]
     pub local_gateways: Vec<String>,
     /// Tunnels that are up, and all: `3/4`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(16))]
     pub tunnels: Option<String>,
     /// When the peer was last heard, to ten seconds (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(64))]
     pub last_heard: Option<String>,
     /// What the peer announced and did not get, with the reason. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(16, |_| {}))]
     pub refused: Vec<Refusal>,
 }
 
@@ -84,14 +104,18 @@ pub struct ClusterPeeringStatus {
 #[serde(rename_all = "camelCase")]
 pub struct RemoteGateway {
     /// The node's name in the peer.
+    #[schemars(transform = shape::text(253))]
     pub name: String,
     /// WireGuard public key, base64.
+    #[schemars(transform = shape::text(44))]
     pub public_key: String,
     /// `address:port` where it listens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(16, shape::text(261)))]
     pub endpoints: Vec<String>,
     /// Its addresses inside the tunnel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(256, shape::text(43)))]
     pub mesh_addresses: Vec<String>,
 }
 
@@ -100,7 +124,9 @@ pub struct RemoteGateway {
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// The announced thing, such as `cidr 10.0.0.0/8` or `export kube-system/dns`.
+    #[schemars(transform = shape::text(1024))]
     pub what: String,
     /// Why, and what would change it.
+    #[schemars(transform = shape::text(4096))]
     pub reason: String,
 }

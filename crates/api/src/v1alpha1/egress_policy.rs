@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::shape;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -16,23 +17,37 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
     shortname = "egress",
     category = "isthmus",
     status = "EgressPolicyStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Egress-IPs", type_ = "string", json_path = ".spec.egressIPs"),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gatewayNode"),
+    printcolumn(
+        name = "Destinations",
+        type_ = "string",
+        json_path = ".spec.destinationCIDRs",
+        priority = "1"
+    )
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = shape::every_destination_has_a_source)]
 pub struct EgressPolicySpec {
     /// Namespaces whose pods are selected. Absent: all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::selector)]
     pub namespace_selector: Option<LabelSelector>,
     /// Pods that are selected within those namespaces. Absent: all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::selector)]
     pub pod_selector: Option<LabelSelector>,
     /// Destinations that the policy applies to, in CIDR notation.
     #[serde(rename = "destinationCIDRs")]
+    #[schemars(transform = shape::set(64, shape::cidr), transform = shape::filled)]
     pub destination_cidrs: Vec<String>,
     /// Nodes that may be the gateway.
+    #[schemars(transform = shape::selector)]
     pub gateway_selector: LabelSelector,
     /// The source address that the outside sees; one for each address family at most.
     #[serde(rename = "egressIPs")]
+    #[schemars(transform = shape::set(2, shape::unicast_ip), transform = shape::filled, transform = shape::one_of_each_family)]
     pub egress_ips: Vec<String>,
 }
 
@@ -45,8 +60,10 @@ pub struct EgressPolicyStatus {
     pub observed_generation: Option<i64>,
     /// Conditions: Ready, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
     /// The node that is the gateway now.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(253))]
     pub gateway_node: Option<String>,
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::shape;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -14,15 +15,24 @@ use serde::{Deserialize, Serialize};
     shortname = "ipb",
     category = "isthmus",
     status = "IPBlockStatus",
-    derive = "PartialEq"
+    selectable = ".spec.node",
+    selectable = ".spec.pool",
+    derive = "PartialEq",
+    printcolumn(name = "CIDR", type_ = "string", json_path = ".spec.cidr"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = shape::immutable("a block does not change; the operator deletes it and makes another"))]
 pub struct IPBlockSpec {
     /// The IPPool that the block is part of.
+    #[schemars(transform = shape::name)]
     pub pool: String,
     /// Addresses of the block in CIDR notation.
+    #[schemars(transform = shape::cidr)]
     pub cidr: String,
     /// The node that holds it.
+    #[schemars(transform = shape::name)]
     pub node: String,
 }
 
@@ -35,5 +45,6 @@ pub struct IPBlockStatus {
     pub observed_generation: Option<i64>,
     /// Conditions: Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::shape;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -16,14 +17,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
     shortname = "ipp",
     category = "isthmus",
     status = "IPPoolStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "CIDR", type_ = "string", json_path = ".spec.cidr"),
+    printcolumn(name = "Used", type_ = "integer", json_path = ".status.allocated"),
+    printcolumn(name = "Capacity", type_ = "string", json_path = ".status.capacity"),
+    printcolumn(name = "Blocks", type_ = "integer", json_path = ".status.blocks", priority = "1"),
+    printcolumn(name = "Encapsulation", type_ = "string", json_path = ".spec.encapsulation", priority = "1")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = shape::block_fits_pool)]
 pub struct IPPoolSpec {
     /// Addresses of the pool in CIDR notation, IPv4 or IPv6. Cannot change; create a second pool instead.
+    #[schemars(transform = shape::cidr, transform = shape::pool_range, transform = shape::immutable("cidr cannot change; create a second pool instead and disable this one"))]
     pub cidr: String,
     /// Prefix length of the blocks that nodes receive. Default 26 for IPv4, 122 for IPv6. Cannot change.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::range(20, 126), transform = shape::immutable("blockSize cannot change; create a second pool instead and disable this one"))]
     pub block_size: Option<u8>,
     /// When packets between nodes are encapsulated in VXLAN.
     #[serde(default)]
@@ -33,6 +42,7 @@ pub struct IPPoolSpec {
     pub nat_outgoing: bool,
     /// Nodes that may use the pool. Absent: all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::selector)]
     pub node_selector: Option<LabelSelector>,
     /// No new addresses are given out from the pool while true.
     #[serde(default)]
@@ -64,6 +74,7 @@ pub struct IPPoolStatus {
     pub observed_generation: Option<i64>,
     /// Conditions: Ready, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
     /// Blocks held by nodes.
     #[serde(default)]
@@ -73,5 +84,6 @@ pub struct IPPoolStatus {
     pub allocated: i64,
     /// Addresses in all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(40))]
     pub capacity: Option<String>,
 }

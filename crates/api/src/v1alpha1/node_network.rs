@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::shape;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -14,7 +15,9 @@ use serde::{Deserialize, Serialize};
     shortname = "nnet",
     category = "isthmus",
     status = "NodeNetworkStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.meshAddresses"),
+    printcolumn(name = "Endpoints", type_ = "string", json_path = ".status.endpoints", priority = "1")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NodeNetworkSpec {}
@@ -28,24 +31,31 @@ pub struct NodeNetworkStatus {
     pub observed_generation: Option<i64>,
     /// Conditions: Ready, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
     /// WireGuard public key of the node, base64. The private half never leaves the node.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(44))]
     pub public_key: Option<String>,
     /// `address:port` where the node's WireGuard listens while it is a gateway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(16, shape::text(261)))]
     pub endpoints: Vec<String>,
     /// The node's own addresses out of its blocks, used inside tunnels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(256, shape::text(43)))]
     pub mesh_addresses: Vec<String>,
     /// Ethernet address of the node's VXLAN device.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(17))]
     pub vxlan_mac: Option<String>,
     /// How full the node's blocks are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::map(1024, "cidr"))]
     pub blocks: Vec<BlockUsage>,
     /// The node's tunnels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::map(1024, "device"))]
     pub tunnels: Vec<TunnelStatus>,
 }
 
@@ -54,6 +64,7 @@ pub struct NodeNetworkStatus {
 #[serde(rename_all = "camelCase")]
 pub struct BlockUsage {
     /// The block.
+    #[schemars(transform = shape::text(43))]
     pub cidr: String,
     /// Addresses given to pods.
     pub allocated: i64,
@@ -64,18 +75,23 @@ pub struct BlockUsage {
 #[serde(rename_all = "camelCase")]
 pub struct TunnelStatus {
     /// Device name on the node.
+    #[schemars(transform = shape::text(15))]
     pub device: String,
     /// The ClusterPeering.
+    #[schemars(transform = shape::text(253))]
     pub peering: String,
     /// The remote gateway.
+    #[schemars(transform = shape::text(253))]
     pub gateway: String,
     /// Whether probes come back.
     pub up: bool,
     /// Where packets go.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(261))]
     pub endpoint: Option<String>,
     /// Last handshake, to the minute (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(64))]
     pub last_handshake: Option<String>,
     /// Round trip in microseconds, in steps of a quarter.
     #[serde(rename = "rttMicros", skip_serializing_if = "Option::is_none")]
@@ -88,5 +104,6 @@ pub struct TunnelStatus {
     pub mtu: Option<i32>,
     /// `Kernel` or `Userspace`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(32))]
     pub mode: Option<String>,
 }

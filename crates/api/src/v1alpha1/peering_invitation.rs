@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::shape;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -14,21 +15,27 @@ use serde::{Deserialize, Serialize};
     shortname = "invitation",
     category = "isthmus",
     status = "PeeringInvitationStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
+    printcolumn(name = "Secret", type_ = "string", json_path = ".status.manifestSecret", priority = "1")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PeeringInvitationSpec {
     /// How long the token may be redeemed, as a duration such as `15m` or `1h30m`. Cannot change.
     #[serde(default = "ttl")]
+    #[schemars(transform = shape::minutes_to_a_day, transform = shape::immutable("ttl cannot change; delete the invitation and create another"))]
     pub ttl: String,
     /// Where the invited cluster reaches our operator, `host:port` each. Empty: every node's address with the NodePort.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(16, shape::host_port))]
     pub endpoints: Vec<String>,
     /// Becomes `allowedCIDRs` of the ClusterPeering that is made here when the token is redeemed.
     #[serde(default, rename = "allowedCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(64, shape::cidr))]
     pub allowed_cidrs: Vec<String>,
     /// Becomes `allowedNamespaces` of that ClusterPeering; also proposed to the invited cluster in the manifest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(256, shape::namespace))]
     pub allowed_namespaces: Vec<String>,
 }
 
@@ -45,14 +52,18 @@ pub struct PeeringInvitationStatus {
     pub observed_generation: Option<i64>,
     /// Conditions: Ready (the manifest can be fetched), Redeemed, Expired, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
     /// Secret in isthmus-system whose key `manifest.yaml` holds what to apply in the invited cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(253))]
     pub manifest_secret: Option<String>,
     /// When the token ends (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(64))]
     pub expires_at: Option<String>,
     /// Identity of the cluster that redeemed it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(64))]
     pub redeemed_by: Option<String>,
 }
