@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the operator takes from the cluster.
+
+mod addresses;
+mod nodes;
+
+pub use addresses::{block, pool};
+pub use nodes::{node, node_network};
+
+use isthmus_planner::{Problem, Seen};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// The frame around an object's wish: what the API server says of it.
+fn seen<T, S: Clone + Default>(
+    meta: &ObjectMeta,
+    status: Option<&S>,
+    value: Result<T, Problem>,
+) -> Seen<T, S> {
+    Seen {
+        uid: meta.uid.clone().unwrap_or_default(),
+        generation: meta.generation,
+        created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        deleting: meta.deletion_timestamp.is_some(),
+        status: status.cloned().unwrap_or_default(),
+        value,
+    }
+}

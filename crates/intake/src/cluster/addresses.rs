@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pools and blocks.
+
+use ipnet::IpNet;
+use isthmus_api::v1alpha1::{IPBlock, IPBlockStatus, IPPool, IPPoolSpec, IPPoolStatus};
+use isthmus_planner::{Block, Pool, Problem, Seen};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::Selector;
+
+use super::seen;
+
+/// Prefix length of blocks where the pool says nothing.
+const BLOCK_PREFIX_V4: u8 = 26;
+const BLOCK_PREFIX_V6: u8 = 122;
+/// A pool of more blocks than this would never be searched through.
+const BLOCK_BITS_MAX: u8 = 24;
+
+/// Takes an IPPool.
+pub fn pool(object: &IPPool) -> Seen<Pool, IPPoolStatus> {
+    seen(&object.metadata, object.status.as_ref(), pool_wish(&object.spec))
+}
+
+fn pool_wish(spec: &IPPoolSpec) -> Result<Pool, Problem> {
+    let cidr = network(&spec.cidr)?;
+    let default = if cidr.network().is_ipv4() { BLOCK_PREFIX_V4 } else { BLOCK_PREFIX_V6 };
+    let block_prefix = spec.block_size.unwrap_or_else(|| default.max(cidr.prefix_len()));
+    let wrong = |message: String| Problem { reason: "InvalidBlockSize", message };
+    if block_prefix < cidr.prefix_len() || block_prefix > cidr.max_prefix_len() - 1 {
+        return Err(wrong(format!(
+            "blockSize {block_prefix} does not fit {cidr}; give {} to {}",
+            cidr.prefix_len(),
+            cidr.max_prefix_len() - 1
+        )));
+    }
+    let shortest = cidr.max_prefix_len().saturating_sub(BLOCK_BITS_MAX);
+    if block_prefix < shortest {
+        return Err(wrong(format!("blockSize {block_prefix} is too large a block; give {shortest} or more")));
+    }
+    let nodes = selector(spec.node_selector.as_ref(), "nodeSelector")?;
+    Ok(Pool { cidr, block_prefix, nodes, disabled: spec.disabled })
+}
+
+/// A network in CIDR notation without bits beyond its prefix.
+pub(super) fn network(text: &str) -> Result<IpNet, Problem> {
+    let wrong = |message| Problem { reason: "InvalidCIDR", message };
+    let cidr: IpNet = text
+        .parse()
+        .map_err(|_| wrong(format!("{text:?} is not a network in CIDR notation, such as 10.1.0.0/16")))?;
+    if cidr.trunc() != cidr {
+        return Err(wrong(format!("{text:?} has bits beyond its prefix; write {}", cidr.trunc())));
+    }
+    Ok(cidr)
+}
+
+/// A label selector; none selects all.
+pub(super) fn selector(wish: Option<&LabelSelector>, field: &str) -> Result<Selector, Problem> {
+    let Some(wish) = wish else { return Ok(Selector::default()) };
+    Selector::try_from(wish.clone()).map_err(|error| Problem {
+        reason: "InvalidSelector",
+        message: format!("{field}: {error}; use the operators In, NotIn, Exists and DoesNotExist"),
+    })
+}
+
+/// Takes an IPBlock.
+pub fn block(object: &IPBlock) -> Seen<Block, IPBlockStatus> {
+    let value = network(&object.spec.cidr).map(|cidr| Block {
+        pool: object.spec.pool.clone(),
+        cidr,
+        node: object.spec.node.clone(),
+    });
+    seen(&object.metadata, object.status.as_ref(), value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(cidr: &str, block_size: Option<u8>) -> Result<Pool, Problem> {
+        pool_wish(&IPPoolSpec { cidr: cidr.to_owned(), block_size, ..IPPoolSpec::default() })
+    }
+
+    #[test]
+    fn blocks_are_64_addresses_unless_the_pool_says_otherwise_or_is_smaller() {
+        assert_eq!(wish("10.1.0.0/16", None).unwrap().block_prefix, 26);
+        assert_eq!(wish("fd00:1::/56", None).unwrap().block_prefix, 122);
+        assert_eq!(wish("10.1.0.0/28", None).unwrap().block_prefix, 28);
+        assert_eq!(wish("10.1.0.0/16", Some(24)).unwrap().block_prefix, 24);
+    }
+
+    #[test]
+    fn a_malformed_network_is_refused_with_what_to_write() {
+        assert!(wish("10.1.0.0", None).unwrap_err().message.contains("10.1.0.0/16"));
+        assert!(wish("10.1.2.3/16", None).unwrap_err().message.contains("write 10.1.0.0/16"));
+    }
+
+    #[test]
+    fn a_block_larger_than_its_pool_is_refused_with_the_bounds() {
+        let problem = wish("10.1.0.0/16", Some(12)).unwrap_err();
+        assert_eq!(problem.reason, "InvalidBlockSize");
+        assert!(problem.message.contains("16 to 31"), "{}", problem.message);
+    }
+
+    #[test]
+    fn a_selector_with_an_unknown_operator_is_a_problem_of_its_pool() {
+        let requirement = k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement {
+            key: "zone".to_owned(),
+            operator: "Near".to_owned(),
+            values: None,
+        };
+        let node_selector =
+            Some(LabelSelector { match_expressions: Some(vec![requirement]), match_labels: None });
+        let spec = IPPoolSpec { cidr: "10.1.0.0/16".to_owned(), node_selector, ..IPPoolSpec::default() };
+        assert_eq!(pool_wish(&spec).unwrap_err().reason, "InvalidSelector");
+    }
+}

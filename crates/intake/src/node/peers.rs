@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Peerings: what the operator put in force, checked once more, since a route to the wrong place is the worst mistake there is.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use isthmus_api::v1alpha1::{ClusterPeering, RemoteGateway as ApiGateway};
+use isthmus_compiler::{NodeIntent, Peer, RemoteGateway};
+use isthmus_model::ids::PeerName;
+
+use super::pools::cidr;
+use super::{NodeObjects, Problem, accept};
+
+pub(super) fn peers(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {
+    let standing = objects.peerings.iter().filter(|(_, object)| object.metadata.deletion_timestamp.is_none());
+    for (name, object) in standing {
+        let label = || format!("ClusterPeering/{name}");
+        let Some(name) = accept(name.parse::<PeerName>(), label, problems) else { continue };
+        let peer = peer(object, intent, &mut |message| problems.push(Problem { object: label(), message }));
+        intent.peers.insert(name, peer);
+    }
+}
+
+fn peer(object: &ClusterPeering, intent: &NodeIntent, problem: &mut dyn FnMut(String)) -> Peer {
+    let mut peer = Peer::default();
+    let Some(status) = &object.status else { return peer };
+    for text in &status.remote_cidrs {
+        match remote_cidr(text, object, intent, &peer) {
+            Ok(cidr) => {
+                peer.remote_cidrs.insert(cidr);
+            }
+            Err(message) => problem(message),
+        }
+    }
+    for remote in &status.remote_gateways {
+        match gateway(remote, &peer) {
+            Ok(gateway) => {
+                peer.gateways.insert(remote.name.clone(), gateway);
+            }
+            Err(message) => problem(message),
+        }
+    }
+    peer.local_gateways = status.local_gateways.iter().filter_map(|name| name.parse().ok()).collect();
+    peer
+}
+
+fn remote_cidr(text: &str, object: &ClusterPeering, intent: &NodeIntent, peer: &Peer) -> Result<IpNet, String> {
+    let cidr = cidr(text)?;
+    let granted = object.spec.allowed_cidrs.iter().filter_map(|grant| grant.parse::<IpNet>().ok());
+    if !granted.into_iter().any(|grant| grant.contains(&cidr)) {
+        return Err(format!("{cidr} is not granted; add it to spec.allowedCIDRs"));
+    }
+    let overlaps = |other: &IpNet| other.contains(&cidr) || cidr.contains(other);
+    if let Some((pool, of)) = intent.pools.iter().find(|(_, pool)| overlaps(&pool.cidr)) {
+        return Err(format!("{cidr} overlaps the IPPool {pool} ({}) of this cluster", of.cidr));
+    }
+    let others = intent.peers.iter().flat_map(|(name, peer)| peer.remote_cidrs.iter().map(move |net| (name, net)));
+    if let Some((name, net)) = others.into_iter().find(|(_, net)| overlaps(net)) {
+        return Err(format!("{cidr} overlaps {net} of the peering {name}"));
+    }
+    let nodes = intent.nodes.values().flat_map(|node| &node.addresses);
+    if let Some(address) = nodes.into_iter().find(|address| cidr.contains(*address)) {
+        return Err(format!("{cidr} holds the address {address} of a node of this cluster"));
+    }
+    match peer.remote_cidrs.iter().find(|other| overlaps(other)) {
+        Some(other) => Err(format!("{cidr} overlaps {other} of the same peering")),
+        None => Ok(cidr),
+    }
+}
+
+fn gateway(remote: &ApiGateway, peer: &Peer) -> Result<RemoteGateway, String> {
+    let key = &remote.public_key;
+    let base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    if key.len() != 44 || !key.ends_with('=') || !key.bytes().take(43).all(base64) {
+        return Err(format!("gateway {:?}: {key:?} is no WireGuard key", remote.name));
+    }
+    let endpoints: Vec<SocketAddr> = remote.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
+    let mut mesh_addresses = Vec::new();
+    for text in &remote.mesh_addresses {
+        let address: IpAddr = text.parse().map_err(|_| format!("gateway {:?}: {text:?} is no address", remote.name))?;
+        if !peer.remote_cidrs.iter().any(|cidr| cidr.contains(&address)) {
+            return Err(format!("gateway {:?}: its address {address} is in no CIDR of the peering", remote.name));
+        }
+        mesh_addresses.push(address);
+    }
+    Ok(RemoteGateway { public_key: key.clone(), endpoints, mesh_addresses })
+}
+
+/// What gateways measured, for the routes of the nodes that send through them.
+pub(super) fn tunnel_mtus(objects: &NodeObjects, intent: &mut NodeIntent) {
+    for (name, node) in &mut intent.nodes {
+        let status = objects.networks.get(name.as_str()).and_then(|network| network.status.as_ref());
+        for tunnel in status.iter().flat_map(|status| &status.tunnels).filter(|tunnel| tunnel.up) {
+            let Ok(peer) = tunnel.peering.parse::<PeerName>() else { continue };
+            let Some(mtu) = tunnel.mtu.and_then(|mtu| u32::try_from(mtu).ok()) else { continue };
+            let smallest = node.tunnel_mtus.entry(peer).or_insert(mtu);
+            *smallest = mtu.min(*smallest);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which node holds which block of which pool.
+//!
+//! Every node that may use a pool gets one block at once, and a further one while it has few free addresses:
+//! a pod's ADD then never waits for the API server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use isthmus_api::condition::READY;
+use isthmus_api::v1alpha1::{IPBlock, IPBlockSpec, IPBlockStatus};
+use kube::core::SelectorExt;
+
+use crate::conditions::{self, Progress, is};
+use crate::plan::{Kind, ObjectKey, Plan};
+use crate::pools::{Usable, overlap};
+use crate::snapshot::{Block, Pool, Snapshot};
+
+/// A node that has fewer free addresses than this in a pool gets a further block of it.
+const FEW_FREE: u128 = 16;
+/// No node holds more blocks of one pool: a runaway node must not drain it.
+const BLOCKS_PER_NODE: usize = 256;
+
+/// Who holds what, once the plan is applied.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    /// All blocks by object name.
+    pub(crate) held: BTreeMap<String, Block>,
+    /// Objects that shall go.
+    released: BTreeSet<String>,
+    /// Addresses in use by block, as the nodes report.
+    pub(crate) allocated: BTreeMap<IpNet, i64>,
+    /// Nodes that a pool had no block for, by pool.
+    pub(crate) wanting: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// Name of the IPBlock object of a block: `<pool>-<cidr>` in characters that names may have.
+pub(crate) fn block_name(pool: &str, cidr: &IpNet) -> String {
+    let digits = cidr.to_string().replace(['.', ':', '/'], "-");
+    // `fd00::/64` would give two dashes in a row: fine inside a name, which must only not begin or end with one.
+    format!("{pool}-{digits}")
+}
+
+pub(crate) fn assign(snapshot: &Snapshot, usable: &Usable<'_>) -> Blocks {
+    let mut blocks = Blocks { allocated: reported(snapshot), ..Blocks::default() };
+    keep_or_release(snapshot, usable, &mut blocks);
+    for (name, pool) in usable.iter().filter_map(|(name, verdict)| Some((*name, verdict.as_ref().ok()?))) {
+        if pool.disabled {
+            continue;
+        }
+        let mut free = Free::new(pool, blocks.held.values().map(|block| block.cidr));
+        for only_first in [true, false] {
+            for node in
+                snapshot.nodes.iter().filter(|(_, node)| pool.nodes.matches(&node.labels)).map(|(n, _)| n)
+            {
+                give(name, pool, node, only_first, &mut free, &mut blocks);
+            }
+        }
+    }
+    blocks
+}
+
+/// Addresses in use as the nodes report them.
+fn reported(snapshot: &Snapshot) -> BTreeMap<IpNet, i64> {
+    let usages = snapshot.node_networks.values().flat_map(|seen| &seen.status.blocks);
+    usages.filter_map(|usage| Some((usage.cidr.parse().ok()?, usage.allocated))).collect()
+}
+
+/// A block goes when its node is gone, or when nobody wants it there any more and its node reports it empty.
+fn keep_or_release(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &mut Blocks) {
+    for (name, seen) in &snapshot.blocks {
+        let Ok(block) = &seen.value else { continue };
+        let node = snapshot.nodes.get(&block.node);
+        let wanted = matches!(usable.get(block.pool.as_str()), Some(Ok(pool))
+            if node.is_some_and(|node| pool.nodes.matches(&node.labels)));
+        let empty = blocks.allocated.get(&block.cidr) == Some(&0);
+        if node.is_none() || (!wanted && empty) {
+            blocks.released.insert(name.clone());
+        } else {
+            blocks.held.insert(name.clone(), block.clone());
+        }
+    }
+}
+
+fn give(name: &str, pool: &Pool, node: &str, only_first: bool, free: &mut Free, blocks: &mut Blocks) {
+    loop {
+        let mine = blocks.held.values().filter(|block| block.pool == name && block.node == node);
+        let (count, spare) = mine.fold((0, 0), |(count, spare), block| {
+            let used = blocks.allocated.get(&block.cidr).copied().unwrap_or(0);
+            (
+                count + 1,
+                spare + usable_addresses(&block.cidr).saturating_sub(u128::try_from(used).unwrap_or(0)),
+            )
+        });
+        let enough = if only_first { count > 0 } else { spare >= few_free(pool) };
+        if enough || count >= BLOCKS_PER_NODE {
+            return;
+        }
+        let Some(cidr) = free.take() else {
+            blocks.wanting.entry(name.to_owned()).or_default().insert(node.to_owned());
+            return;
+        };
+        let block = Block { pool: name.to_owned(), cidr, node: node.to_owned() };
+        blocks.held.insert(block_name(name, &cidr), block);
+    }
+}
+
+/// Addresses of a block that pods can have: all but the node's own.
+fn usable_addresses(block: &IpNet) -> u128 {
+    let bits = u32::from(block.max_prefix_len() - block.prefix_len());
+    1u128.checked_shl(bits).unwrap_or(u128::MAX) - 1
+}
+
+/// Small blocks never reach [`FEW_FREE`]; for them a quarter of a block is few.
+fn few_free(pool: &Pool) -> u128 {
+    let bits = u32::from(pool.cidr.max_prefix_len() - pool.block_prefix);
+    FEW_FREE.min((1u128.checked_shl(bits).unwrap_or(u128::MAX) / 4).max(1))
+}
+
+/// The free blocks of a pool, lowest first.
+struct Free {
+    next: Option<u128>,
+    last: u128,
+    step: u128,
+    prefix: u8,
+    v4: bool,
+    taken: Vec<IpNet>,
+}
+
+impl Free {
+    fn new(pool: &Pool, taken: impl Iterator<Item = IpNet>) -> Self {
+        let mut taken: Vec<IpNet> = taken.filter(|cidr| overlap(cidr, &pool.cidr)).collect();
+        taken.sort();
+        let bits = u32::from(pool.cidr.max_prefix_len() - pool.block_prefix);
+        Self {
+            next: Some(number(pool.cidr.network())),
+            last: number(pool.cidr.broadcast()),
+            step: 1u128.checked_shl(bits).unwrap_or(0),
+            prefix: pool.block_prefix,
+            v4: pool.cidr.network().is_ipv4(),
+            taken,
+        }
+    }
+
+    fn take(&mut self) -> Option<IpNet> {
+        loop {
+            let start = self.next.filter(|start| *start <= self.last)?;
+            self.next = start.checked_add(self.step).filter(|_| self.step > 0);
+            let cidr = IpNet::new(address(start, self.v4), self.prefix).ok()?;
+            if !self.taken.iter().any(|other| overlap(other, &cidr)) {
+                return Some(cidr);
+            }
+        }
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+fn address(number: u128, v4: bool) -> IpAddr {
+    match u32::try_from(number) {
+        Ok(number) if v4 => IpAddr::V4(number.into()),
+        _ => IpAddr::V6(number.into()),
+    }
+}
+
+impl Blocks {
+    pub(crate) fn plan(&self, snapshot: &Snapshot, plan: &mut Plan) {
+        for (name, block) in &self.held {
+            let spec = IPBlockSpec {
+                pool: block.pool.clone(),
+                cidr: block.cidr.to_string(),
+                node: block.node.clone(),
+            };
+            plan.ensure(&IPBlock::new(name, spec));
+        }
+        for name in &self.released {
+            let Some(seen) = snapshot.blocks.get(name) else { continue };
+            plan.prune.insert(ObjectKey::cluster(Kind::IpBlock, name), seen.uid.clone());
+        }
+        for (name, seen) in snapshot.blocks.iter().filter(|(name, _)| !self.released.contains(*name)) {
+            let (ready, progress) = match &seen.value {
+                Ok(_) => (is(READY, true, "Held", ""), Progress::Settled),
+                Err(problem) => (is(READY, false, problem.reason, &problem.message), Progress::Stalled),
+            };
+            let old = &seen.status.conditions;
+            let status = IPBlockStatus {
+                observed_generation: seen.generation,
+                conditions: conditions::updated(old, &[ready], progress, seen.generation, snapshot.now),
+            };
+            plan.status(ObjectKey::cluster(Kind::IpBlock, name), &status);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

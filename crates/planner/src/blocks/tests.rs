@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+use std::collections::BTreeMap;
+
+use isthmus_api::v1alpha1::{BlockUsage, NodeNetworkStatus};
+use jiff::Timestamp;
+use kube::core::Selector;
+use proptest::prelude::*;
+
+use super::*;
+use crate::pools;
+use crate::snapshot::{Node, Problem, Seen};
+
+fn seen<T, S: Default>(value: T, age: i64) -> Seen<T, S> {
+    let created = Timestamp::from_second(age).unwrap();
+    Seen {
+        uid: "u".into(),
+        generation: Some(1),
+        created,
+        deleting: false,
+        status: S::default(),
+        value: Ok(value),
+    }
+}
+
+fn pool(cidr: &str, block_prefix: u8) -> Pool {
+    Pool { cidr: cidr.parse().unwrap(), block_prefix, nodes: Selector::default(), disabled: false }
+}
+
+fn cluster(nodes: &[&str], pools: &[(&str, Pool)]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for name in nodes {
+        let labels = BTreeMap::from([("name".to_owned(), (*name).to_owned())]);
+        snapshot.nodes.insert((*name).to_owned(), Node { labels, ready: true, ..Node::default() });
+    }
+    for (age, (name, pool)) in pools.iter().enumerate() {
+        snapshot.pools.insert((*name).to_owned(), seen(pool.clone(), age as i64));
+    }
+    snapshot
+}
+
+fn assigned(snapshot: &Snapshot) -> Blocks {
+    assign(snapshot, &pools::usable(snapshot))
+}
+
+/// The cluster once the plan has been applied.
+fn applied(mut snapshot: Snapshot) -> Snapshot {
+    let blocks = assigned(&snapshot);
+    snapshot.blocks = blocks.held.into_iter().map(|(name, block)| (name, seen(block, 0))).collect();
+    snapshot
+}
+
+fn report(snapshot: &mut Snapshot, node: &str, usages: &[(&str, i64)]) {
+    let blocks =
+        usages.iter().map(|(cidr, allocated)| BlockUsage { cidr: (*cidr).into(), allocated: *allocated });
+    let status = NodeNetworkStatus { blocks: blocks.collect(), ..NodeNetworkStatus::default() };
+    let mut network: Seen<(), NodeNetworkStatus> = seen((), 0);
+    network.status = status;
+    snapshot.node_networks.insert(node.to_owned(), network);
+}
+
+fn names(blocks: &Blocks) -> Vec<(&str, &str)> {
+    blocks.held.iter().map(|(name, block)| (name.as_str(), block.node.as_str())).collect()
+}
+
+#[test]
+fn every_node_gets_the_lowest_free_block_of_each_pool_at_once() {
+    let snapshot =
+        cluster(&["a", "b"], &[("v4", pool("10.1.0.0/16", 26)), ("v6", pool("fd00:10:1::/56", 122))]);
+    assert_eq!(
+        names(&assigned(&snapshot)),
+        [
+            ("v4-10-1-0-0-26", "a"),
+            ("v4-10-1-0-64-26", "b"),
+            ("v6-fd00-10-1---122", "a"),
+            ("v6-fd00-10-1--40-122", "b"),
+        ]
+    );
+}
+
+#[test]
+fn planning_again_after_applying_changes_nothing() {
+    let once = applied(cluster(&["a", "b", "c"], &[("v4", pool("10.1.0.0/24", 26))]));
+    let twice = applied(once.clone());
+    assert_eq!(once.blocks.keys().collect::<Vec<_>>(), twice.blocks.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_node_with_fewer_than_sixteen_free_addresses_gets_a_further_block() {
+    let mut snapshot = applied(cluster(&["a"], &[("v4", pool("10.1.0.0/16", 26))]));
+    report(&mut snapshot, "a", &[("10.1.0.0/26", 47)]);
+    assert_eq!(assigned(&snapshot).held.len(), 1, "16 are free");
+    report(&mut snapshot, "a", &[("10.1.0.0/26", 48)]);
+    assert_eq!(names(&assigned(&snapshot)), [("v4-10-1-0-0-26", "a"), ("v4-10-1-0-64-26", "a")]);
+}
+
+#[test]
+fn the_block_of_a_node_that_is_gone_is_released_and_can_be_given_again() {
+    let mut snapshot = applied(cluster(&["a", "b"], &[("v4", pool("10.1.0.0/25", 26))]));
+    snapshot.nodes.remove("a");
+    let blocks = assigned(&snapshot);
+    assert_eq!(names(&blocks), [("v4-10-1-0-64-26", "b")]);
+    assert_eq!(blocks.released, BTreeSet::from(["v4-10-1-0-0-26".to_owned()]));
+}
+
+#[test]
+fn a_block_in_use_survives_its_pool_and_an_empty_one_does_not() {
+    let mut snapshot = applied(cluster(&["a", "b"], &[("v4", pool("10.1.0.0/25", 26))]));
+    report(&mut snapshot, "a", &[("10.1.0.0/26", 3)]);
+    report(&mut snapshot, "b", &[("10.1.0.64/26", 0)]);
+    snapshot.pools.clear();
+    assert_eq!(names(&assigned(&snapshot)), [("v4-10-1-0-0-26", "a")]);
+}
+
+#[test]
+fn a_pool_without_a_free_block_names_the_nodes_that_went_without() {
+    let snapshot = cluster(&["a", "b", "c"], &[("v4", pool("10.1.0.0/25", 26))]);
+    let wanting = assigned(&snapshot).wanting;
+    assert_eq!(wanting, BTreeMap::from([("v4".to_owned(), BTreeSet::from(["c".to_owned()]))]));
+    let plan = crate::plan(&snapshot);
+    let status = &plan.statuses[&ObjectKey::cluster(Kind::IpPool, "v4")];
+    let ready = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
+    assert_eq!(ready["reason"], "Exhausted");
+    assert!(ready["message"].as_str().unwrap().contains("such as c; create another IPPool"), "{ready}");
+}
+
+#[test]
+fn of_two_overlapping_pools_the_younger_gives_nothing_and_says_why() {
+    let snapshot = cluster(&["a"], &[("old", pool("10.1.0.0/16", 26)), ("new", pool("10.1.4.0/24", 26))]);
+    assert_eq!(names(&assigned(&snapshot)), [("old-10-1-0-0-26", "a")]);
+    let problem = pools::usable(&snapshot).remove("new").unwrap().unwrap_err();
+    assert_eq!(problem.reason, "Overlap");
+    assert!(problem.message.contains("IPPool old"), "{}", problem.message);
+}
+
+#[test]
+fn a_malformed_pool_stops_no_other_pool() {
+    let mut snapshot = cluster(&["a"], &[("good", pool("10.1.0.0/16", 26))]);
+    let mut bad: Seen<Pool, _> = seen(pool("10.9.0.0/16", 26), 0);
+    bad.value = Err(Problem { reason: "InvalidCIDR", message: "no".to_owned() });
+    snapshot.pools.insert("bad".to_owned(), bad);
+    assert_eq!(names(&assigned(&snapshot)), [("good-10-1-0-0-26", "a")]);
+}
+
+#[test]
+fn a_pool_for_other_nodes_gives_this_node_nothing() {
+    let mut picky = pool("10.1.0.0/16", 26);
+    picky.nodes = Selector::from_iter([("name".to_owned(), "b".to_owned())]);
+    let snapshot = cluster(&["a", "b"], &[("v4", picky)]);
+    assert_eq!(names(&assigned(&snapshot)), [("v4-10-1-0-0-26", "b")]);
+}
+
+proptest! {
+    #[test]
+    fn no_two_blocks_ever_overlap_and_all_lie_in_their_pool(
+        nodes in prop::collection::btree_set("[a-e]{1,2}", 1..8),
+        used in prop::collection::vec(0i64..64, 8),
+        prefix in 24u8..30,
+        rounds in 1usize..4,
+    ) {
+        let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        let mut snapshot = cluster(&nodes, &[("v4", pool("10.0.0.0/22", prefix)), ("v6", pool("fd00::/118", 122))]);
+        for _ in 0..rounds {
+            snapshot = applied(snapshot);
+            for (index, node) in nodes.iter().enumerate() {
+                let mine: Vec<(String, i64)> = snapshot.blocks.values()
+                    .filter_map(|seen| seen.value.as_ref().ok())
+                    .filter(|block| block.node == **node)
+                    .map(|block| (block.cidr.to_string(), used[index]))
+                    .collect();
+                let mine: Vec<(&str, i64)> = mine.iter().map(|(cidr, used)| (cidr.as_str(), *used)).collect();
+                report(&mut snapshot, node, &mine);
+            }
+        }
+        let blocks: Vec<Block> = assigned(&snapshot).held.into_values().collect();
+        for (at, block) in blocks.iter().enumerate() {
+            let Ok(pool) = &snapshot.pools[&block.pool].value else { unreachable!() };
+            prop_assert!(pool.cidr.contains(&block.cidr));
+            for other in &blocks[at + 1..] {
+                prop_assert!(!overlap(&block.cidr, &other.cidr), "{block:?} and {other:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which pools can be used, and what each pool's status says.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use isthmus_api::condition::READY;
+use isthmus_api::v1alpha1::IPPoolStatus;
+
+use crate::blocks::Blocks;
+use crate::conditions::{self, Progress, is};
+use crate::plan::{Kind, ObjectKey, Plan};
+use crate::snapshot::{Pool, Problem, Snapshot};
+
+/// Each pool by name: usable, or why not.
+pub(crate) type Usable<'a> = BTreeMap<&'a str, Result<&'a Pool, Problem>>;
+
+/// Of two pools that overlap the older one stays in force: a new object never takes addresses that are in use.
+pub(crate) fn usable(snapshot: &Snapshot) -> Usable<'_> {
+    let mut by_age: Vec<_> = snapshot.pools.iter().collect();
+    by_age.sort_by_key(|(name, seen)| (seen.created, name.as_str()));
+    let mut taken: Vec<(&str, IpNet)> = Vec::new();
+    let mut verdicts = Usable::new();
+    for (name, seen) in by_age {
+        let verdict = match &seen.value {
+            Err(problem) => Err(problem.clone()),
+            Ok(pool) => match taken.iter().find(|(_, cidr)| overlap(cidr, &pool.cidr)) {
+                Some((other, cidr)) => Err(Problem {
+                    reason: "Overlap",
+                    message: format!(
+                        "{} overlaps {cidr} of IPPool {other}, which is older; delete one of the two",
+                        pool.cidr
+                    ),
+                }),
+                None => Ok(pool),
+            },
+        };
+        if let Ok(pool) = verdict {
+            taken.push((name, pool.cidr));
+        }
+        verdicts.insert(name, verdict);
+    }
+    verdicts
+}
+
+/// Whether two networks share an address.
+pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+pub(crate) fn statuses(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &Blocks, plan: &mut Plan) {
+    for (name, seen) in &snapshot.pools {
+        let Some(verdict) = usable.get(name.as_str()) else { continue };
+        let (ready, progress) = match verdict {
+            Err(problem) => (is(READY, false, problem.reason, &problem.message), Progress::Stalled),
+            Ok(pool) => match blocks.wanting.get(name) {
+                Some(nodes) => {
+                    let first: Vec<&str> = nodes.iter().take(5).map(String::as_str).collect();
+                    let message = format!(
+                        "no free block of /{} is left for {} node(s), such as {}; create another IPPool",
+                        pool.block_prefix,
+                        nodes.len(),
+                        first.join(", ")
+                    );
+                    (is(READY, false, "Exhausted", message), Progress::Stalled)
+                }
+                None if pool.disabled => (
+                    is(READY, true, "Disabled", "addresses in use stay; no new ones are given out"),
+                    Progress::Settled,
+                ),
+                None => (is(READY, true, "InUse", ""), Progress::Settled),
+            },
+        };
+        let held: Vec<_> = blocks.held.values().filter(|block| block.pool == *name).collect();
+        let status = IPPoolStatus {
+            observed_generation: seen.generation,
+            conditions: conditions::updated(
+                &seen.status.conditions,
+                &[ready],
+                progress,
+                seen.generation,
+                snapshot.now,
+            ),
+            blocks: i32::try_from(held.len()).unwrap_or(i32::MAX),
+            allocated: held.iter().filter_map(|block| blocks.allocated.get(&block.cidr)).sum(),
+            capacity: seen.value.as_ref().ok().map(|pool| capacity(&pool.cidr)),
+        };
+        plan.status(ObjectKey::cluster(Kind::IpPool, name), &status);
+    }
+}
+
+/// Number of addresses, exactly as long as that fits 128 bits.
+fn capacity(cidr: &IpNet) -> String {
+    let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
+    1u128
+        .checked_shl(bits)
+        .filter(|_| bits < 128)
+        .map_or_else(|| format!("2^{bits}"), |count| count.to_string())
+}
