@@ -11,5 +11,7 @@
 //! `tls` prove who speaks; only `link` touches sockets, clock and tasks.
 
 pub mod grant;
+pub mod identity;
 pub mod invitation;
 pub mod record;
+pub mod tls;
