@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+# Thin: everything with more than one step is in xtask.
+
+CARGO ?= cargo
+XTASK := $(CARGO) run --quiet --package xtask --
+TOPOLOGY ?= duo
+# Which binaries go into the image: dev or release.
+PROFILE ?= dev
+BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
+
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs test-fast
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## Install the Debian packages that are missing (as root), check Go and Rust
+	@$(XTASK) deps
+
+build: ## Build the binaries
+	$(CARGO) build --profile $(PROFILE) $(BINARIES)
+
+image: build ## Write the Isthmus image (no daemon) and say where
+	@$(XTASK) image --profile $(PROFILE)
+
+lab-build: ## Build what the lab needs without starting it (minutes, once)
+	@$(XTASK) build
+
+lab-up: ## Bring the lab up: real kind clusters (TOPOLOGY=duo|solo)
+	@$(XTASK) lab up $(TOPOLOGY)
+
+lab-load: build ## Put the Isthmus image onto all nodes
+	@$(XTASK) lab load --profile $(PROFILE)
+
+lab-status: ## Say what is up
+	@$(XTASK) lab status
+
+lab-logs: ## Write all nodes' logs into ./lab-logs
+	@$(XTASK) lab logs lab-logs
+
+lab-down: ## Take the lab down, leaving nothing but the cache
+	@$(XTASK) lab down
+
+test-fast: ## Tests that need neither root nor Go
+	$(CARGO) test --workspace --exclude isthmus-api-tests --exclude isthmus-e2e --exclude isthmus-netns-tests
