@@ -132,7 +132,7 @@ impl Tables {
         read("read neighbours", self.neighbours.observe(wire, &vxlan));
         read("read forwarding entries", self.forwarding.observe(wire, &vxlan));
         if let Err(error) = self.nft.observe() {
-            out.fail("read nftables", error);
+            out.fail("read nftables", chain(&error));
         }
         self.observed = true;
     }
@@ -153,7 +153,7 @@ impl Tables {
         // One transaction: it closes and opens at once, and the links that it names need not exist.
         match self.nft.apply(&want.nft) {
             Ok(changed) => out.changed += usize::from(changed),
-            Err(error) => out.fail("nftables", error),
+            Err(error) => out.fail("nftables", chain(&error)),
         }
 
         out.take("neighbours", self.neighbours.apply_removals(wire, &neighbours), Neighbours::name);
@@ -177,4 +177,10 @@ impl Tables {
         // A link that was made anew took its entries with it: they are observed as missing by the next pass.
         self.observed &= !remade;
     }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

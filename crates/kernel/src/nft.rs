@@ -128,6 +128,8 @@ impl Nft {
     fn rebuild(&mut self, wanted: &Ruleset) -> Result<(), NftError> {
         let (mut chains, mut sets) = (Vec::new(), Vec::new());
         if self.table()?.is_some() {
+            // By itself: the kernel makes no base chain in the transaction that changes a table's owner.
+            self.adopt()?;
             chains = self.names(GET_CHAIN, 3)?;
             sets = self.names(GET_SET, 2)?;
         }

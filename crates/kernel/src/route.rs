@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use isthmus_model::ids::LinkName;
 use isthmus_model::kernel::{NextHop, Route, RouteKey, RouteKind};
-use isthmus_model::ownership::ROUTE_PROTOCOL;
+use isthmus_model::ownership::{ROUTE_PROTOCOL, TUNNEL_LINK_PREFIX};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
@@ -20,6 +21,8 @@ use crate::wire::{Request, Wire};
 
 /// The kernel's metric for IPv6 routes that ask for none (IP6_RT_PRIO_USER).
 const IPV6_METRIC_DEFAULT: u32 = 1024;
+/// Stands for "no router" in IPv6 routes over tunnel devices.
+const TUNNEL_ROUTER: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 
 pub(crate) enum Routes {}
 
@@ -133,7 +136,7 @@ fn resolve(hops: &[NextHop]) -> Result<(Vec<(&NextHop, u32)>, Option<String>), S
 fn lead_to(message: &mut RouteMessage, key: &RouteKey, hops: &[(&NextHop, u32)]) {
     if let [(hop, index)] = hops {
         message.attributes.push(RouteAttribute::Oif(*index));
-        message.attributes.extend(hop.via.map(|via| gateway(key, via)));
+        message.attributes.extend(gateway(key, hop));
         if hop.onlink {
             message.header.flags |= RouteFlags::Onlink;
         }
@@ -142,7 +145,7 @@ fn lead_to(message: &mut RouteMessage, key: &RouteKey, hops: &[(&NextHop, u32)])
     let many = hops.iter().map(|(hop, index)| {
         let mut next = RouteNextHop::default();
         next.interface_index = *index;
-        next.attributes.extend(hop.via.map(|via| gateway(key, via)));
+        next.attributes.extend(gateway(key, hop));
         if hop.onlink {
             next.flags |= RouteNextHopFlags::Onlink;
         }
@@ -152,11 +155,19 @@ fn lead_to(message: &mut RouteMessage, key: &RouteKey, hops: &[(&NextHop, u32)])
 }
 
 /// RTA_GATEWAY, or RTA_VIA where the router has an address of the other family (RFC 5549).
-fn gateway(key: &RouteKey, via: IpAddr) -> RouteAttribute {
-    match (key.destination, via) {
-        (IpNet::V4(_), IpAddr::V6(_)) => RouteAttribute::Via(RouteVia::from(via)),
-        _ => RouteAttribute::Gateway(via.into()),
+fn gateway(key: &RouteKey, hop: &NextHop) -> Option<RouteAttribute> {
+    match (key.destination, hop.via) {
+        (IpNet::V4(_), Some(via @ IpAddr::V6(_))) => Some(RouteAttribute::Via(RouteVia::from(via))),
+        (_, Some(via)) => Some(RouteAttribute::Gateway(via.into())),
+        // The kernel spreads IPv6 flows over hops with a router only. A tunnel device asks for no neighbour, so any
+        // router will do; one that only we use is read back as none.
+        (IpNet::V6(_), None) if is_tunnel(&hop.link) => Some(RouteAttribute::Gateway(TUNNEL_ROUTER.into())),
+        (_, None) => None,
     }
+}
+
+fn is_tunnel(link: &LinkName) -> bool {
+    link.as_str().starts_with(TUNNEL_LINK_PREFIX)
 }
 
 fn kind_of(kind: &RouteKind) -> RouteType {
@@ -187,8 +198,7 @@ fn family_of(net: &IpNet) -> AddressFamily {
 /// A message as an entry, if it is of a form that we make. Others with our protocol number cannot be ours.
 fn read(message: &RouteMessage, links: &LinkNames) -> Option<(RouteKey, Route)> {
     let v6 = message.header.address_family == AddressFamily::Inet6;
-    let any: IpAddr =
-        if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let (mut destination, mut table, mut metric) = (any, u32::from(message.header.table), 0);
     let (mut mtu, mut source, mut single, mut hops) = (None, None, NextHopRead::default(), Vec::new());
     for attribute in &message.attributes {
@@ -253,7 +263,8 @@ impl NextHopRead {
     /// A hop over a link that is gone or down counts as absent, so that it is put again.
     fn finish(self, links: &LinkNames) -> Option<NextHop> {
         let link = links.get(&self.index?)?.clone();
-        (!self.dead).then_some(NextHop { via: self.via, link, onlink: self.onlink })
+        let via = self.via.filter(|via| !(is_tunnel(&link) && *via == TUNNEL_ROUTER));
+        (!self.dead).then_some(NextHop { via, link, onlink: self.onlink })
     }
 }
 

@@ -21,6 +21,8 @@ const BATCH_REQUESTS_MAX: usize = 64;
 /// The kernel answers within its `sendmsg`; this only bounds how long a lost answer can hold us.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_LEN: usize = 16;
+/// Below every system's default of net.core.wmem_default.
+const SEND_LEN_DEFAULT: usize = 64 * 1024;
 const RECEIVE_LEN: usize = 64 * 1024;
 
 /// A request without its netlink header.
@@ -248,7 +250,11 @@ impl Wire {
         first
     }
 
+    /// Sends one datagram of any length: beyond the default limit the limit is raised first.
     pub(crate) fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
+        if datagram.len() > SEND_LEN_DEFAULT {
+            setsockopt(&self.socket, sockopt::SndBufForce, &(2 * datagram.len()))?;
+        }
         self.socket.send_to(datagram, &SocketAddr::new(0, 0), 0)?;
         Ok(())
     }

@@ -23,8 +23,9 @@ pub const LINK_ALIAS: &str = "isthmus:";
 pub const POD_LINK_PREFIX: &str = "ist";
 /// Tunnel devices: this and 12 hex digits.
 pub const TUNNEL_LINK_PREFIX: &str = "iw-";
-/// The VXLAN device for nodes behind another link.
-pub const VXLAN_LINK: &str = "isthmus-vxlan";
+/// The VXLAN device for nodes behind another link. Never beginning like a pod's link: what comes from those is checked
+/// against the pod's addresses.
+pub const VXLAN_LINK: &str = "vxlan-isthmus";
 /// VXLAN network identifier.
 pub const VXLAN_VNI: u32 = 7300;
 /// VXLAN port (RFC 7348).
@@ -55,4 +56,16 @@ pub const SYSTEM_NAMESPACE: &str = "isthmus-system";
 /// The address of a block that the node keeps for itself: probes inside tunnels use it. Never given to a pod.
 pub fn mesh_address(block: &IpNet) -> IpAddr {
     block.network()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_link_of_ours_is_taken_for_a_pods() {
+        for name in [VXLAN_LINK, TUNNEL_LINK_PREFIX] {
+            assert!(!name.starts_with(POD_LINK_PREFIX), "{name} begins with {POD_LINK_PREFIX}");
+        }
+    }
 }

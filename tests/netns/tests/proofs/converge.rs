@@ -43,9 +43,9 @@ async fn every_kind_of_entry_is_made_once_and_then_left_alone() {
     let mut node = node_with_tunnels(&lab);
     let tunnels = [("iw-000000000001", None), ("iw-000000000002", None)];
     let want = &mut node.want;
-    let vxlan_name = "isthmus-vxlan".parse().unwrap();
-    want.links.insert("isthmus-vxlan".parse().unwrap(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
-    want.addresses.insert(("isthmus-vxlan".parse().unwrap(), net("10.9.1.0/32")));
+    let vxlan_name = "vxlan-isthmus".parse().unwrap();
+    want.links.insert("vxlan-isthmus".parse().unwrap(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
+    want.addresses.insert(("vxlan-isthmus".parse().unwrap(), net("10.9.1.0/32")));
     want.addresses.insert(("iw-000000000001".parse().unwrap(), net("fd09:1::/128")));
     want.routes.insert(key(net("10.20.0.0/16")), Route { mtu: Some(1300), ..leads_to(&tunnels) });
     want.routes.insert(key(net("fd20::/48")), Route { mtu: Some(1300), ..leads_to(&tunnels) });
@@ -55,7 +55,7 @@ async fn every_kind_of_entry_is_made_once_and_then_left_alone() {
     }
     want.routes.insert(key(net("10.21.0.0/16")), refuse(RouteKind::Blackhole));
     want.routes.insert(key(net("fd21::/48")), refuse(RouteKind::Blackhole));
-    let mut by_vxlan = leads_to(&[("isthmus-vxlan", Some("10.9.2.0"))]);
+    let mut by_vxlan = leads_to(&[("vxlan-isthmus", Some("10.9.2.0"))]);
     if let RouteKind::Unicast(hops) = &mut by_vxlan.kind {
         hops[0].onlink = true;
     }
@@ -63,7 +63,7 @@ async fn every_kind_of_entry_is_made_once_and_then_left_alone() {
     want.routes.insert(key(net("10.9.2.0/26")), by_vxlan.clone());
     want.routes.insert(RouteKey { table: 7300, ..key(net("0.0.0.0/0")) }, by_vxlan);
     want.neighbours.insert((vxlan_name, [10, 9, 2, 0].into()), [2, 0, 0, 0, 0, 2]);
-    want.fdb.insert(("isthmus-vxlan".parse().unwrap(), [2, 0, 0, 0, 0, 2]), [192, 0, 2, 2].into());
+    want.fdb.insert(("vxlan-isthmus".parse().unwrap(), [2, 0, 0, 0, 0, 2]), [192, 0, 2, 2].into());
     for v6 in [false, true] {
         want.rules.insert(Rule { priority: 7300, v6, mark: (0x8000_0000, 0xff00_0000), table: 7300 });
     }
@@ -106,30 +106,30 @@ async fn a_route_follows_every_change_of_its_kind_in_both_families() {
 async fn a_deleted_route_rule_and_link_are_back_after_the_next_pass() {
     let Some(lab) = Lab::new("repair") else { return };
     let mut node = Node::new(&lab, "node");
-    node.want.links.insert("isthmus-vxlan".parse().unwrap(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
+    node.want.links.insert("vxlan-isthmus".parse().unwrap(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
     node.want.routes.insert(key(net("10.21.0.0/16")), refuse(RouteKind::Unreachable));
     node.want.rules.insert(Rule { priority: 7301, v6: false, mark: (1 << 31, 0xff00_0000), table: 7301 });
-    node.want.fdb.insert(("isthmus-vxlan".parse().unwrap(), [2, 0, 0, 0, 0, 2]), [192, 0, 2, 2].into());
+    node.want.fdb.insert(("vxlan-isthmus".parse().unwrap(), [2, 0, 0, 0, 0, 2]), [192, 0, 2, 2].into());
     settles(&mut node).await;
     node.namespace
-        .sh("ip route del unreachable 10.21.0.0/16; ip rule del priority 7301; ip link del isthmus-vxlan");
+        .sh("ip route del unreachable 10.21.0.0/16; ip rule del priority 7301; ip link del vxlan-isthmus");
     settles(&mut node).await;
     node.namespace.sh("ip route show 10.21.0.0/16 | grep -q unreachable");
-    node.namespace.sh("ip rule | grep -q 7301; bridge fdb show dev isthmus-vxlan | grep -q 192.0.2.2");
+    node.namespace.sh("ip rule | grep -q 7301; bridge fdb show dev vxlan-isthmus | grep -q 192.0.2.2");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vxlan_device_that_was_changed_is_made_anew() {
     let Some(lab) = Lab::new("vxlan") else { return };
     let mut node = Node::new(&lab, "node");
-    let name = || "isthmus-vxlan".parse().unwrap();
+    let name = || "vxlan-isthmus".parse().unwrap();
     node.want.links.insert(name(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
     node.want.fdb.insert((name(), [2, 0, 0, 0, 0, 2]), [192, 0, 2, 2].into());
     settles(&mut node).await;
     node.want.links.insert(name(), vxlan("127.0.0.2", [2, 0, 0, 0, 0, 9]));
     node.converge().await;
     settles(&mut node).await;
-    let shown = node.namespace.sh("ip -d link show isthmus-vxlan; bridge fdb show dev isthmus-vxlan");
+    let shown = node.namespace.sh("ip -d link show vxlan-isthmus; bridge fdb show dev vxlan-isthmus");
     for text in ["local 127.0.0.2", "02:00:00:00:00:09", "192.0.2.2", "nolearning"] {
         assert!(shown.contains(text), "{text} is missing in:\n{shown}");
     }
@@ -199,7 +199,7 @@ async fn a_new_process_without_memory_sweeps_what_the_old_one_left() {
     let Some(lab) = Lab::new("sweep") else { return };
     let mut node = node_with_tunnels(&lab);
     let want = &mut node.want;
-    want.links.insert("isthmus-vxlan".parse().unwrap(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
+    want.links.insert("vxlan-isthmus".parse().unwrap(), vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]));
     want.addresses.insert(("lo".parse().unwrap(), net("198.51.100.7/32")));
     want.addresses.insert(("lo".parse().unwrap(), net("fd77::7/128")));
     want.routes.insert(RouteKey { table: 7305, ..key(net("fd20::/48")) }, refuse(RouteKind::Unreachable));
@@ -213,7 +213,7 @@ async fn a_new_process_without_memory_sweeps_what_the_old_one_left() {
     assert!(outcomes.is_clean(), "{outcomes:?}");
     let left =
         namespace.sh("ip -6 route show table 7305; ip rule; ip -6 rule; ip -o addr show dev lo; ip -o link");
-    for ours in ["fd20", "7305", "198.51.100.7", "fd77::7", "isthmus-vxlan"] {
+    for ours in ["fd20", "7305", "198.51.100.7", "fd77::7", "vxlan-isthmus"] {
         assert!(!left.contains(ours), "{ours} is left in:\n{left}");
     }
     assert!(left.contains("iw-000000000001"), "tunnel devices belong to the data plane process:\n{left}");
@@ -228,13 +228,13 @@ async fn nodes_behind_a_router_reach_each_other_through_vxlan() {
     let pods = [lab.namespace("pod-1"), lab.namespace("pod-2")];
     for (at, node) in nodes.iter_mut().enumerate() {
         let (me, peer) = (at as u8 + 1, 2 - at as u8);
-        let name = || "isthmus-vxlan".parse().unwrap();
+        let name = || "vxlan-isthmus".parse().unwrap();
         node.want.links.insert(name(), vxlan(&format!("192.0.2.{me}"), [2, 0, 0, 0, 0, me]));
         let far: std::net::IpAddr = [10, 9, peer, 0].into();
         node.want.addresses.insert((name(), net(&format!("10.9.{me}.0/32"))));
         node.want.neighbours.insert((name(), far), [2, 0, 0, 0, 0, peer]);
         node.want.fdb.insert((name(), [2, 0, 0, 0, 0, peer]), [192, 0, 2, peer].into());
-        let mut route = leads_to(&[("isthmus-vxlan", Some(&far.to_string()))]);
+        let mut route = leads_to(&[("vxlan-isthmus", Some(&far.to_string()))]);
         if let RouteKind::Unicast(hops) = &mut route.kind {
             hops[0].onlink = true;
         }

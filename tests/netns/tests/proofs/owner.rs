@@ -118,7 +118,8 @@ async fn there_is_no_moment_without_rules_while_they_are_replaced() {
     node.add_pod(&known, 1).await;
     node.links.add(&super::node::pod_link(&unknown, 2)).unwrap();
     node.namespace.sh("ip route add 10.9.0.2 dev ist000000000002");
-    let flood = unknown.spawn("ping", &["-q", "-n", "-f", "-c", "3000", "-W", "1", "10.9.0.1"]).unwrap();
+    let flood =
+        unknown.spawn("ping", &["-q", "-n", "-i", "0.001", "-c", "3000", "-W", "1", "10.9.0.1"]).unwrap();
     for round in 0..50 {
         let chain = node.want.nft.chains.get_mut("antispoof").unwrap();
         chain.rules[0].comment = format!("round {round}");

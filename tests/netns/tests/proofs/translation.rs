@@ -149,7 +149,7 @@ async fn nft_prints_every_condition_and_statement_as_it_is_meant() {
         "ip daddr @inside4 accept comment \"test\"",
         "udp dport 51820 counter packets 0 bytes 0 drop comment \"test\"",
         "fib daddr type != local accept comment \"test\"",
-        "meta mark set meta mark & 0x80ffffff ^ 0x80000000 comment \"test\"",
+        "meta mark set meta mark & 0x80ffffff | 0x80000000 comment \"test\"",
     ] {
         assert!(lines.iter().any(|shown| shown == line), "{line}\nis missing in:\n{shown}");
     }
