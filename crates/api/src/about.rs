@@ -18,8 +18,8 @@ pub const CLUSTER_SET: &str = "clusterset.k8s.io";
     kind = "ClusterProperty",
     plural = "clusterproperties",
     derive = "PartialEq",
-    printcolumn(name = "value", type_ = "string", json_path = ".spec.value"),
-    printcolumn(name = "age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"value","type":"string","jsonPath":".spec.value"}"#,
+    printcolumn = r#"{"name":"age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 pub struct ClusterPropertySpec {
     /// The value.

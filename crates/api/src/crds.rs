@@ -109,6 +109,11 @@ fn cluster_property() -> Value {
         json!({ "api-approved.kubernetes.io": "https://github.com/kubernetes/enhancements/pull/3084" });
     let mut beta = crd["spec"]["versions"][0].clone();
     beta["name"] = json!("v1beta1");
+    beta["subresources"] = json!({ "status": {} });
+    let root = &mut beta["schema"]["openAPIV3Schema"];
+    root["properties"]["status"] =
+        json!({ "type": "object", "description": "What is. Nothing is said here yet." });
+    optional_spec(root);
     crd["spec"]["versions"][0]["storage"] = json!(false);
     crd["spec"]["versions"].as_array_mut().expect("versions").push(beta);
     crd

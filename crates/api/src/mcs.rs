@@ -43,7 +43,7 @@ macro_rules! spec_may_be_absent {
     namespaced,
     status = "ServiceExportStatus",
     derive = "PartialEq",
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", remote = "Self")]
 #[schemars(!remote)]
@@ -80,19 +80,9 @@ pub struct ServiceExportStatus {
     namespaced,
     status = "ServiceImportStatus",
     derive = "PartialEq",
-    printcolumn(
-        name = "Type",
-        type_ = "string",
-        description = "The type of this ServiceImport",
-        json_path = ".spec.type"
-    ),
-    printcolumn(
-        name = "IP",
-        type_ = "string",
-        description = "The VIP for this ServiceImport",
-        json_path = ".spec.ips"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Type","type":"string","description":"The type of this ServiceImport","jsonPath":".spec.type"}"#,
+    printcolumn = r#"{"name":"IP","type":"string","description":"The VIP for this ServiceImport","jsonPath":".spec.ips"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", remote = "Self")]
 #[schemars(!remote)]

@@ -10,7 +10,7 @@ fn each_field(check: &mut dyn FnMut(&str, &Value)) {
         if crd["spec"]["group"] == "isthmus.dev" {
             for version in crd["spec"]["versions"].as_array().unwrap() {
                 walk(
-                    &crd["spec"]["names"]["kind"].as_str().unwrap().to_owned(),
+                    crd["spec"]["names"]["kind"].as_str().unwrap(),
                     &version["schema"]["openAPIV3Schema"],
                     check,
                 );

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
     category = "isthmus",
     status = "ClusterPeeringStatus",
     derive = "PartialEq",
-    printcolumn(name = "Cluster", type_ = "string", json_path = ".status.clusterID"),
-    printcolumn(name = "Tunnels", type_ = "string", json_path = ".status.tunnels"),
-    printcolumn(name = "Last-Heard", type_ = "date", json_path = ".status.lastHeard"),
-    printcolumn(name = "CIDRs", type_ = "string", json_path = ".status.remoteCIDRs", priority = "1")
+    printcolumn = r#"{"name":"Cluster","type":"string","jsonPath":".status.clusterID"}"#,
+    printcolumn = r#"{"name":"Tunnels","type":"string","jsonPath":".status.tunnels"}"#,
+    printcolumn = r#"{"name":"Last-Heard","type":"date","jsonPath":".status.lastHeard"}"#,
+    printcolumn = r#"{"name":"CIDRs","type":"string","priority":1,"jsonPath":".status.remoteCIDRs"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = shape::pinned)]

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::shape;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 /// From which address, through which gateway nodes, selected pods reach given destinations.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -18,14 +16,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
     category = "isthmus",
     status = "EgressPolicyStatus",
     derive = "PartialEq",
-    printcolumn(name = "Egress-IPs", type_ = "string", json_path = ".spec.egressIPs"),
-    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gatewayNode"),
-    printcolumn(
-        name = "Destinations",
-        type_ = "string",
-        json_path = ".spec.destinationCIDRs",
-        priority = "1"
-    )
+    printcolumn = r#"{"name":"Egress-IPs","type":"string","jsonPath":".spec.egressIPs"}"#,
+    printcolumn = r#"{"name":"Gateway","type":"string","jsonPath":".status.gatewayNode"}"#,
+    printcolumn = r#"{"name":"Destinations","type":"string","priority":1,"jsonPath":".spec.destinationCIDRs"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = shape::every_destination_has_a_source)]

@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
     selectable = ".spec.node",
     selectable = ".spec.pool",
     derive = "PartialEq",
-    printcolumn(name = "CIDR", type_ = "string", json_path = ".spec.cidr"),
-    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node"),
-    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool")
+    printcolumn = r#"{"name":"CIDR","type":"string","jsonPath":".spec.cidr"}"#,
+    printcolumn = r#"{"name":"Node","type":"string","jsonPath":".spec.node"}"#,
+    printcolumn = r#"{"name":"Pool","type":"string","jsonPath":".spec.pool"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = shape::immutable("a block does not change; the operator deletes it and makes another"))]

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::shape;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 /// A range of addresses that pods may receive, and the nodes that may use it.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -18,11 +16,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
     category = "isthmus",
     status = "IPPoolStatus",
     derive = "PartialEq",
-    printcolumn(name = "CIDR", type_ = "string", json_path = ".spec.cidr"),
-    printcolumn(name = "Used", type_ = "integer", json_path = ".status.allocated"),
-    printcolumn(name = "Capacity", type_ = "string", json_path = ".status.capacity"),
-    printcolumn(name = "Blocks", type_ = "integer", json_path = ".status.blocks", priority = "1"),
-    printcolumn(name = "Encapsulation", type_ = "string", json_path = ".spec.encapsulation", priority = "1")
+    printcolumn = r#"{"name":"CIDR","type":"string","jsonPath":".spec.cidr"}"#,
+    printcolumn = r#"{"name":"Used","type":"integer","jsonPath":".status.allocated"}"#,
+    printcolumn = r#"{"name":"Capacity","type":"string","jsonPath":".status.capacity"}"#,
+    printcolumn = r#"{"name":"Blocks","type":"integer","priority":1,"jsonPath":".status.blocks"}"#,
+    printcolumn = r#"{"name":"Encapsulation","type":"string","priority":1,"jsonPath":".spec.encapsulation"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = shape::block_fits_pool)]

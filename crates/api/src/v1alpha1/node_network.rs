@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
     category = "isthmus",
     status = "NodeNetworkStatus",
     derive = "PartialEq",
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.meshAddresses"),
-    printcolumn(name = "Endpoints", type_ = "string", json_path = ".status.endpoints", priority = "1")
+    printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".status.meshAddresses"}"#,
+    printcolumn = r#"{"name":"Endpoints","type":"string","priority":1,"jsonPath":".status.endpoints"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NodeNetworkSpec {}

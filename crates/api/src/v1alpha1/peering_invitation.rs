@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
     category = "isthmus",
     status = "PeeringInvitationStatus",
     derive = "PartialEq",
-    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
-    printcolumn(name = "Secret", type_ = "string", json_path = ".status.manifestSecret", priority = "1")
+    printcolumn = r#"{"name":"Expires","type":"string","jsonPath":".status.expiresAt"}"#,
+    printcolumn = r#"{"name":"Secret","type":"string","priority":1,"jsonPath":".status.manifestSecret"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PeeringInvitationSpec {
