@@ -51,6 +51,7 @@ pub struct RootKey {
 }
 
 /// A certificate for the operator's process, with its key and the root that signed it.
+#[derive(Debug)]
 pub struct Leaf {
     /// Leaf, then root.
     pub chain: Vec<CertificateDer<'static>>,

@@ -13,5 +13,7 @@
 pub mod grant;
 pub mod identity;
 pub mod invitation;
+pub mod link;
 pub mod record;
 pub mod tls;
+pub mod wire;
