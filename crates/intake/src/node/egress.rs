@@ -39,7 +39,7 @@ fn policy(object: &EgressPolicy, objects: &NodeObjects) -> Result<Egress, String
 }
 
 /// An absent selector selects everything.
-fn selector(selector: Option<&LabelSelector>) -> Result<Selector, String> {
+pub(super) fn selector(selector: Option<&LabelSelector>) -> Result<Selector, String> {
     let selector = selector.cloned().unwrap_or_default();
     selector.try_into().map_err(|error| format!("a selector is not valid: {error}"))
 }

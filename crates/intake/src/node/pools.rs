@@ -7,19 +7,21 @@ use ipnet::IpNet;
 use isthmus_api::v1alpha1::{Encapsulation as ApiEncapsulation, IPBlock, IPPool};
 use isthmus_compiler::{Block, Encapsulation, NodeIntent, Pool};
 use isthmus_model::ids::PoolName;
+use kube::core::SelectorExt;
 
+use super::egress::selector;
 use super::{NodeObjects, Problem, accept};
 
 pub(super) fn pools(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {
     for (name, object) in &objects.pools {
         let label = || format!("IPPool/{name}");
-        let Some(pool) = accept(pool(object, intent), label, problems) else { continue };
+        let Some(pool) = accept(pool(object, objects, intent), label, problems) else { continue };
         let Some(name) = accept(name.parse::<PoolName>(), label, problems) else { continue };
         intent.pools.insert(name, pool);
     }
 }
 
-fn pool(object: &IPPool, intent: &NodeIntent) -> Result<Pool, String> {
+fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<Pool, String> {
     let cidr = cidr(&object.spec.cidr)?;
     // An unreachable route under the pool would cut the nodes off from each other.
     let within: Option<&IpAddr> =
@@ -32,7 +34,11 @@ fn pool(object: &IPPool, intent: &NodeIntent) -> Result<Pool, String> {
         ApiEncapsulation::CrossSubnet => Encapsulation::CrossSubnet,
         ApiEncapsulation::Never => Encapsulation::Never,
     };
-    Ok(Pool { cidr, encapsulation, nat_outgoing: object.spec.nat_outgoing, disabled: object.spec.disabled })
+    let nodes = selector(object.spec.node_selector.as_ref())?;
+    let this = intent.node.as_ref().and_then(|name| objects.nodes.get(name.as_str()));
+    let labels = this.and_then(|node| node.metadata.labels.clone()).unwrap_or_default();
+    let serves_this_node = !object.spec.disabled && nodes.matches(&labels);
+    Ok(Pool { cidr, encapsulation, nat_outgoing: object.spec.nat_outgoing, serves_this_node })
 }
 
 pub(super) fn blocks(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the cluster decided, as far as this node acts on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use isthmus_model::dataplane::PublicKey;
+use isthmus_model::ids::{NodeName, PeerName, PoolName};
+use isthmus_model::kernel::MacAddress;
+use isthmus_model::ownership::mesh_address;
+
+/// The cluster's decisions as one node sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeIntent {
+    /// The node that is compiled for; none before it is known.
+    pub node: Option<NodeName>,
+    /// All nodes, this one too.
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Pools.
+    pub pools: BTreeMap<PoolName, Pool>,
+    /// Blocks of all nodes.
+    pub blocks: BTreeMap<IpNet, Block>,
+    /// Peerings that are in force.
+    pub peers: BTreeMap<PeerName, Peer>,
+    /// Egress policies by name.
+    pub egress: BTreeMap<String, Egress>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Internal addresses, preferred first.
+    pub addresses: Vec<IpAddr>,
+    /// Ethernet address of its VXLAN device, once its agent said so.
+    pub vxlan_mac: Option<MacAddress>,
+    /// Smallest path MTU of its tunnels to a peer, bytes of inner packet, once measured.
+    pub tunnel_mtus: BTreeMap<PeerName, u32>,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its addresses.
+    pub cidr: IpNet,
+    /// When packets between nodes are encapsulated.
+    pub encapsulation: Encapsulation,
+    /// Whether packets to the outside leave with the node's address.
+    pub nat_outgoing: bool,
+    /// New pods of this node get an address of it: it is enabled and its node selector holds.
+    pub serves_this_node: bool,
+}
+
+/// When packets between nodes are encapsulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// To every other node.
+    Always,
+    /// To nodes that share no link with this one.
+    CrossSubnet,
+    /// Never: what lies between the nodes routes pods' addresses.
+    Never,
+}
+
+/// A block of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Its pool.
+    pub pool: PoolName,
+    /// The node that holds it.
+    pub node: NodeName,
+}
+
+/// Another cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Its pods' addresses that are in force.
+    pub remote_cidrs: BTreeSet<IpNet>,
+    /// Its gateways by name.
+    pub gateways: BTreeMap<String, RemoteGateway>,
+    /// Nodes of this cluster that carry the tunnels.
+    pub local_gateways: BTreeSet<NodeName>,
+}
+
+/// A gateway of another cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemoteGateway {
+    /// WireGuard key.
+    pub public_key: PublicKey,
+    /// Where it listens, preferred first.
+    pub endpoints: Vec<SocketAddr>,
+    /// Its own addresses inside the tunnel; each lies in the peer's `remote_cidrs`.
+    pub mesh_addresses: Vec<IpAddr>,
+}
+
+/// An egress policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Egress {
+    /// Selected pods of this node, namespace and name.
+    pub pods: BTreeSet<(String, String)>,
+    /// Destinations outside the cluster that it applies to.
+    pub destinations: BTreeSet<IpNet>,
+    /// The node through which they leave; none while no node qualifies (then nothing leaves).
+    pub gateway: Option<NodeName>,
+    /// The source addresses that the outside sees.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl NodeIntent {
+    /// Before anything is known.
+    pub fn nothing() -> Self {
+        Self::default()
+    }
+
+    /// Whether `name` is the node that is compiled for.
+    pub fn is_self(&self, name: &NodeName) -> bool {
+        self.node.as_ref() == Some(name)
+    }
+
+    /// Blocks of a node, lowest first.
+    pub fn blocks_of<'a>(&'a self, node: &'a NodeName) -> impl Iterator<Item = (&'a IpNet, &'a Block)> {
+        self.blocks.iter().filter(move |(_, block)| block.node == *node)
+    }
+
+    /// Blocks of this node, lowest first.
+    pub fn own_blocks(&self) -> impl Iterator<Item = (&IpNet, &Block)> {
+        self.blocks.iter().filter(|(_, block)| self.is_self(&block.node))
+    }
+
+    /// A node's address inside tunnels, one of each family at most: that of its lowest block.
+    pub fn mesh_address_of(&self, node: &NodeName, v6: bool) -> Option<IpAddr> {
+        self.blocks_of(node).map(|(cidr, _)| cidr).find(|cidr| is_v6(cidr) == v6).map(mesh_address)
+    }
+
+    /// This node's address inside tunnels.
+    pub fn own_mesh_address(&self, v6: bool) -> Option<IpAddr> {
+        self.node.as_ref().and_then(|node| self.mesh_address_of(node, v6))
+    }
+
+    /// Families (`v6` each) of which a new pod of this node gets an address.
+    pub fn pod_families(&self) -> BTreeSet<bool> {
+        self.pools.values().filter(|pool| pool.serves_this_node).map(|pool| is_v6(&pool.cidr)).collect()
+    }
+
+    /// This node's internal addresses.
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        self.node.as_ref().and_then(|node| self.nodes.get(node)).map_or(&[], |node| &node.addresses)
+    }
+}
+
+impl Peer {
+    /// Whether the node that is compiled for carries this peering's tunnels.
+    pub(crate) fn is_gateway(&self, intent: &NodeIntent) -> bool {
+        self.local_gateways.iter().any(|name| intent.is_self(name))
+    }
+}
+
+pub(crate) fn is_v6(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(_))
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Our nftables table: fixed chains; sets change.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use isthmus_model::nft::{Chain, ChainKind, Hook, Match, Rule, Ruleset, Set, Statement};
+use isthmus_model::ownership::{
+    MARK_MASK, POD_LINK_PREFIX, PROBE_PORT, TUNNEL_LINK_PREFIX, VXLAN_PORT, WIREGUARD_PORT, mesh_address,
+};
+
+use crate::egress;
+use crate::facts::NodeFacts;
+use crate::intent::{NodeIntent, is_v6};
+use crate::names::tag;
+
+const UDP: u8 = 17;
+const POD_SOURCES: &str = "pod_sources";
+/// All pools.
+const POOLS: &str = "pools";
+/// Blocks of this node.
+const OWN_BLOCKS: &str = "own_blocks";
+/// Blocks of this node whose pool has `natOutgoing`.
+const NAT_SOURCES: &str = "nat_sources";
+/// CIDRs of peers.
+const REMOTE: &str = "remote";
+/// Pools and CIDRs of peers.
+const POD_SPACE: &str = "pod_space";
+/// Addresses of nodes, those in tunnels too.
+const NODES: &str = "nodes";
+
+pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
+    let mut ruleset = Ruleset::default();
+    pod_sources(facts, &mut ruleset);
+    let pools = || intent.pools.values().map(|pool| pool.cidr);
+    let remote = || intent.peers.values().flat_map(|peer| peer.remote_cidrs.iter().copied());
+    let nat = intent.own_blocks().filter(|(_, block)| intent.pools.get(&block.pool).is_some_and(|pool| pool.nat_outgoing));
+    prefixes(&mut ruleset, POOLS, pools());
+    prefixes(&mut ruleset, REMOTE, remote());
+    prefixes(&mut ruleset, POD_SPACE, pools().chain(remote()));
+    prefixes(&mut ruleset, OWN_BLOCKS, intent.own_blocks().map(|(cidr, _)| *cidr));
+    prefixes(&mut ruleset, NAT_SOURCES, nat.map(|(cidr, _)| *cidr));
+    let addresses = intent.nodes.values().flat_map(|node| node.addresses.iter().copied());
+    let mesh = intent.blocks.keys().map(mesh_address);
+    prefixes(&mut ruleset, NODES, addresses.chain(mesh).map(IpNet::from));
+    egress_sets(intent, facts, &mut ruleset);
+    let chains = [
+        ("guard", Hook::Prerouting, -350, ChainKind::Filter, guard()),
+        ("transit", Hook::Prerouting, -300, ChainKind::Filter, transit()),
+        // After the destination of service addresses was translated (-100), before the routing decision.
+        ("egress", Hook::Prerouting, -90, ChainKind::Filter, egress_marks(intent)),
+        ("mss", Hook::Forward, -150, ChainKind::Filter, mss()),
+        // Before kube-proxy's source translation (100): the first that translates a flow decides.
+        ("source", Hook::Postrouting, 90, ChainKind::Nat, source(intent)),
+    ];
+    for (name, hook, priority, kind, rules) in chains {
+        ruleset.chains.insert(name.to_owned(), Chain { hook, priority, kind, rules });
+    }
+    ruleset
+}
+
+fn pod_sources(facts: &NodeFacts, ruleset: &mut Ruleset) {
+    let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+    for (link, pod) in &facts.pods {
+        for address in &pod.addresses {
+            match address {
+                IpAddr::V4(address) => v4.insert((link.clone(), *address)),
+                IpAddr::V6(address) => v6.insert((link.clone(), *address)),
+            };
+        }
+    }
+    ruleset.sets.insert(named(POD_SOURCES, false), Set::LinkSourcesV4(v4));
+    ruleset.sets.insert(named(POD_SOURCES, true), Set::LinkSourcesV6(v6));
+}
+
+fn prefixes(ruleset: &mut Ruleset, name: &str, nets: impl Iterator<Item = IpNet>) {
+    let (v6, v4): (BTreeSet<IpNet>, BTreeSet<IpNet>) = nets.partition(is_v6);
+    ruleset.sets.insert(named(name, false), Set::PrefixesV4(v4));
+    ruleset.sets.insert(named(name, true), Set::PrefixesV6(v6));
+}
+
+/// A set's name with its family.
+fn named(name: &str, v6: bool) -> String {
+    format!("{name}_v{}", if v6 { 6 } else { 4 })
+}
+
+/// Unknown pod links and forged sources pass nothing; pods do not speak the nodes' own protocols; peers reach pods only.
+fn guard() -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for v6 in [false, true] {
+        let forged = Match::LinkSource { v6, set: named(POD_SOURCES, v6), negate: true };
+        let comment = "unknown pod interface, or a source that is not its own";
+        rules.push(rule([from_pods(), Match::Family { v6 }, forged], Statement::Drop, comment));
+    }
+    for v6 in [false, true] {
+        for (port, what) in [(WIREGUARD_PORT, "tunnels"), (PROBE_PORT, "probes"), (VXLAN_PORT, "VXLAN")] {
+            let to_nodes = Match::Destination { v6, set: named(NODES, v6), negate: false };
+            let matches =
+                [from_pods(), Match::Family { v6 }, to_nodes, Match::Protocol(UDP), Match::DestinationPort(port)];
+            rules.push(rule(matches, Statement::Drop, &format!("pods do not speak the nodes' {what}")));
+        }
+    }
+    for v6 in [false, true] {
+        let elsewhere = Match::Destination { v6, set: named(POOLS, v6), negate: true };
+        let comment = "a peer reaches pods and nothing else";
+        rules.push(rule([from_tunnels(), Match::Family { v6 }, elsewhere], Statement::Drop, comment));
+    }
+    rules
+}
+
+/// A gateway may see one direction of a flow only: what it merely passes on is not tracked.
+fn transit() -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for v6 in [false, true] {
+        let not_ours = Match::Destination { v6, set: named(OWN_BLOCKS, v6), negate: true };
+        let comment = "from a peer to a pod of another node";
+        rules.push(rule([from_tunnels(), Match::Family { v6 }, not_ours], Statement::NoTrack, comment));
+        let matches = [
+            Match::Family { v6 },
+            Match::Destination { v6, set: named(REMOTE, v6), negate: false },
+            Match::Source { v6, set: named(POOLS, v6), negate: false },
+            Match::Source { v6, set: named(OWN_BLOCKS, v6), negate: true },
+        ];
+        rules.push(rule(matches, Statement::NoTrack, "from a pod of another node to a peer"));
+    }
+    rules
+}
+
+fn mss() -> Vec<Rule> {
+    let to_tunnels = Match::OutLinkPrefix { prefix: TUNNEL_LINK_PREFIX.to_owned(), negate: false };
+    vec![
+        rule([from_pods(), Match::TcpSyn], Statement::ClampMss, "segments fit the path"),
+        rule([from_tunnels(), Match::TcpSyn], Statement::ClampMss, "segments fit the path"),
+        rule([to_tunnels, Match::TcpSyn], Statement::ClampMss, "segments fit the path"),
+    ]
+}
+
+fn source(intent: &NodeIntent) -> Vec<Rule> {
+    let mut rules = egress_source(intent);
+    for v6 in [false, true] {
+        let outside = Match::Destination { v6, set: named(POD_SPACE, v6), negate: true };
+        let ours = Match::Source { v6, set: named(NAT_SOURCES, v6), negate: false };
+        rules.push(rule([Match::Family { v6 }, ours, outside], Statement::Masquerade, "natOutgoing"));
+        if let Some(mesh) = intent.own_mesh_address(v6) {
+            let remote = Match::Destination { v6, set: named(REMOTE, v6), negate: false };
+            let no_pod = Match::Source { v6, set: named(POD_SPACE, v6), negate: true };
+            let comment = "the node itself to a peer: the peer knows pods' addresses only";
+            rules.push(rule([Match::Family { v6 }, remote, no_pod], Statement::SourceNat(mesh), comment));
+        }
+    }
+    rules
+}
+
+/// Names of a policy's sets: destinations, links of selected pods, sources on the gateway.
+fn egress_names(policy: &str) -> [String; 3] {
+    let tag = tag(policy);
+    [format!("egress_{tag}_to"), format!("egress_{tag}_pods"), format!("egress_{tag}_from")]
+}
+
+fn egress_sets(intent: &NodeIntent, facts: &NodeFacts, ruleset: &mut Ruleset) {
+    for (name, policy) in &intent.egress {
+        let [to, pods, from] = egress_names(name);
+        prefixes(ruleset, &to, policy.destinations.iter().copied());
+        let selected =
+            || facts.pods.iter().filter(|(_, pod)| policy.pods.contains(&(pod.namespace.clone(), pod.name.clone())));
+        let local = || selected().flat_map(|(_, pod)| pod.addresses.iter().copied().map(IpNet::from));
+        if egress::is_gateway(intent, policy) {
+            // A pod of another node that kept its own address up to here was sent here by the policy.
+            let others = intent.blocks.iter().filter(|(_, block)| !intent.is_self(&block.node)).map(|(cidr, _)| *cidr);
+            prefixes(ruleset, &from, others.chain(local()));
+        } else {
+            ruleset.sets.insert(pods, Set::Links(selected().map(|(link, _)| link.clone()).collect()));
+            prefixes(ruleset, &from, local());
+        }
+    }
+}
+
+fn egress_marks(intent: &NodeIntent) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (name, policy) in &intent.egress {
+        let Some(value) = egress::mark(intent, policy) else { continue };
+        let [to, pods, _] = egress_names(name);
+        for v6 in [false, true] {
+            let selected = Match::InLinkSet { set: pods.clone(), negate: false };
+            let matches = [selected].into_iter().chain(leaving(v6, &to));
+            let then = Statement::SetMark { value, mask: MARK_MASK };
+            rules.push(rule(matches, then, &format!("egress {name}")));
+        }
+    }
+    rules
+}
+
+/// On the gateway the fixed source; on other nodes the pod's own address, which the gateway translates.
+fn egress_source(intent: &NodeIntent) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (name, policy) in &intent.egress {
+        let [to, _, from] = egress_names(name);
+        let mut add = |v6: bool, then: Statement| {
+            let selected = Match::Source { v6, set: named(&from, v6), negate: false };
+            let matches = leaving(v6, &to).into_iter().chain([selected]);
+            rules.push(rule(matches, then, &format!("egress {name}")));
+        };
+        if egress::is_gateway(intent, policy) {
+            policy.addresses.iter().for_each(|address| add(address.is_ipv6(), Statement::SourceNat(*address)));
+        } else {
+            [false, true].into_iter().for_each(|v6| add(v6, Statement::Accept));
+        }
+    }
+    rules
+}
+
+/// To a destination of the policy, and out of the cluster.
+fn leaving(v6: bool, to: &str) -> [Match; 4] {
+    [
+        Match::Family { v6 },
+        Match::Destination { v6, set: named(to, v6), negate: false },
+        Match::Destination { v6, set: named(POD_SPACE, v6), negate: true },
+        Match::Destination { v6, set: named(NODES, v6), negate: true },
+    ]
+}
+
+fn from_pods() -> Match {
+    Match::InLinkPrefix { prefix: POD_LINK_PREFIX.to_owned(), negate: false }
+}
+
+fn from_tunnels() -> Match {
+    Match::InLinkPrefix { prefix: TUNNEL_LINK_PREFIX.to_owned(), negate: false }
+}
+
+fn rule(matches: impl IntoIterator<Item = Match>, then: Statement, comment: &str) -> Rule {
+    Rule { matches: matches.into_iter().collect(), then, comment: comment.chars().take(100).collect() }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Routes: to own pods, to blocks of other nodes, to peers; under each an answer that holds when nothing better does.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use isthmus_model::ids::{LinkName, NodeName, PeerName};
+use isthmus_model::kernel::{Desired, NextHop, Route, RouteKey, RouteKind};
+use isthmus_model::ownership::mesh_address;
+
+use crate::facts::NodeFacts;
+use crate::intent::{Encapsulation, NodeIntent, Peer, is_v6};
+use crate::names::{gateway_probe, tunnel_device, tunnel_probe};
+use crate::tunnels::{DEFAULT_TUNNEL_MTU, device_mtu};
+use crate::{FALLBACK_METRIC, MAIN_TABLE, paths};
+
+pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
+    pods(facts, desired);
+    own_blocks(intent, desired);
+    other_blocks(intent, facts, desired);
+    pools(intent, desired);
+    for (name, peer) in &intent.peers {
+        peer_routes(intent, facts, desired, name, peer);
+    }
+}
+
+/// A route's key in the main table.
+pub(crate) fn main_table(destination: IpNet, metric: u32) -> RouteKey {
+    RouteKey { table: MAIN_TABLE, destination, metric }
+}
+
+/// A route that refuses.
+pub(crate) fn unreachable() -> Route {
+    Route { kind: RouteKind::Unreachable, mtu: None, source: None }
+}
+
+fn pods(facts: &NodeFacts, desired: &mut Desired) {
+    for (link, pod) in &facts.pods {
+        for address in &pod.addresses {
+            let hop = NextHop { via: None, link: link.clone(), onlink: false };
+            let route = Route { kind: RouteKind::Unicast(vec![hop]), mtu: None, source: None };
+            desired.routes.insert(main_table((*address).into(), 0), route);
+        }
+    }
+}
+
+/// The node's own addresses in its blocks, and a drop for addresses that no pod has: they must not circle to the default route.
+fn own_blocks(intent: &NodeIntent, desired: &mut Desired) {
+    for (cidr, _) in intent.own_blocks() {
+        let lo: LinkName = "lo".parse().expect("two letters");
+        desired.addresses.insert((lo, mesh_address(cidr).into()));
+        let route = Route { kind: RouteKind::Blackhole, mtu: None, source: None };
+        desired.routes.insert(main_table(*cidr, 0), route);
+    }
+}
+
+fn other_blocks(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
+    for (cidr, block) in intent.blocks.iter().filter(|(_, block)| !intent.is_self(&block.node)) {
+        let Some(pool) = intent.pools.get(&block.pool) else { continue };
+        let to = (&block.node, is_v6(cidr));
+        let Some(path) = paths::to_node(intent, facts, desired, to, pool.encapsulation) else { continue };
+        // Out of the VXLAN device the node's own packets need an address that leads back the same way.
+        let source = path.hop.onlink.then(|| intent.own_mesh_address(is_v6(cidr))).flatten();
+        let route = Route { kind: RouteKind::Unicast(vec![path.hop]), mtu: path.mtu, source };
+        desired.routes.insert(main_table(*cidr, 0), route);
+    }
+}
+
+/// A pool's addresses never leave by the default route, unless what lies between the nodes is said to route them.
+fn pools(intent: &NodeIntent, desired: &mut Desired) {
+    for pool in intent.pools.values().filter(|pool| pool.encapsulation != Encapsulation::Never) {
+        desired.routes.insert(main_table(pool.cidr, FALLBACK_METRIC), unreachable());
+    }
+}
+
+fn peer_routes(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired, name: &PeerName, peer: &Peer) {
+    for cidr in &peer.remote_cidrs {
+        desired.routes.insert(main_table(*cidr, FALLBACK_METRIC), unreachable());
+        let (hops, mtu) = if peer.is_gateway(intent) {
+            through_tunnels(intent, facts, name, peer)
+        } else {
+            through_gateways(intent, facts, desired, (name, peer), is_v6(cidr))
+        };
+        if hops.is_empty() {
+            continue;
+        }
+        let source = intent.own_mesh_address(is_v6(cidr));
+        let route = Route { kind: RouteKind::Unicast(hops), mtu: Some(mtu), source };
+        desired.routes.insert(main_table(*cidr, 0), route);
+    }
+    if peer.is_gateway(intent) {
+        remote_gateways(intent, desired, name, peer);
+    }
+}
+
+/// Each remote gateway's own address lies behind its own tunnel and no other.
+fn remote_gateways(intent: &NodeIntent, desired: &mut Desired, name: &PeerName, peer: &Peer) {
+    for (gateway, remote) in &peer.gateways {
+        let hop = NextHop { via: None, link: tunnel_device(name, gateway), onlink: false };
+        for address in &remote.mesh_addresses {
+            let source = intent.own_mesh_address(address.is_ipv6());
+            let route = Route { kind: RouteKind::Unicast(vec![hop.clone()]), mtu: None, source };
+            desired.routes.insert(main_table(IpNet::from(*address), 0), route);
+        }
+    }
+}
+
+/// Hops and path MTU on a gateway: all tunnels that answer; all of them while none does.
+fn through_tunnels(
+    intent: &NodeIntent,
+    facts: &NodeFacts,
+    name: &PeerName,
+    peer: &Peer,
+) -> (Vec<NextHop>, u32) {
+    let devices: Vec<LinkName> = peer.gateways.keys().map(|gateway| tunnel_device(name, gateway)).collect();
+    let probe = |device: &LinkName| facts.dataplane.probes.get(&tunnel_probe(device));
+    let used = those_or_all(devices, |device| probe(device).is_some_and(|probe| probe.up));
+    let limit = device_mtu(facts.uplink_mtu(intent.own_addresses()));
+    let measured = used.iter().filter_map(|device| probe(device)?.path_mtu.map(u32::from)).min();
+    let mut hops: Vec<NextHop> =
+        used.into_iter().map(|link| NextHop { via: None, link, onlink: false }).collect();
+    hops.sort();
+    (hops, measured.unwrap_or(limit).clamp(1280, limit))
+}
+
+/// Hops and path MTU on other nodes: gateways that reach the peer; else those that answer; else all.
+fn through_gateways(
+    intent: &NodeIntent,
+    facts: &NodeFacts,
+    desired: &mut Desired,
+    (name, peer): (&PeerName, &Peer),
+    v6: bool,
+) -> (Vec<NextHop>, u32) {
+    let probe = |node: &NodeName| facts.dataplane.probes.get(&gateway_probe(node)).filter(|probe| probe.up);
+    let all: Vec<NodeName> = peer.local_gateways.iter().cloned().collect();
+    let answering = those_or_all(all, |node| probe(node).is_some());
+    let used = those_or_all(answering, |node| probe(node).is_some_and(|probe| probe.reaches.contains(name.as_str())));
+    let encapsulation = paths::own_encapsulation(intent, v6);
+    let mut hops = Vec::new();
+    let mut mtu = DEFAULT_TUNNEL_MTU;
+    for node in &used {
+        let Some(path) = paths::to_node(intent, facts, desired, (node, v6), encapsulation) else { continue };
+        let measured = intent.nodes.get(node).and_then(|node| node.tunnel_mtus.get(name)).copied();
+        mtu = mtu.min(path.mtu.unwrap_or(mtu)).min(measured.unwrap_or(mtu)).max(1280);
+        hops.push(path.hop);
+    }
+    hops.sort();
+    (hops, mtu)
+}
+
+fn those_or_all<T>(all: Vec<T>, good: impl Fn(&T) -> bool) -> Vec<T> {
+    if all.iter().any(&good) { all.into_iter().filter(good).collect() } else { all }
+}
+
+/// Host prefix of an address.
+pub(crate) fn host(address: IpAddr) -> IpNet {
+    address.into()
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tunnels of a gateway node: one TUN device for each remote gateway.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use isthmus_model::dataplane::Tunnel;
+use isthmus_model::ids::{LinkName, PeerName};
+use isthmus_model::kernel::{Desired, Link, LinkKind};
+use isthmus_model::ownership::WIREGUARD_PORT;
+
+use crate::facts::NodeFacts;
+use crate::intent::{NodeIntent, Peer, RemoteGateway};
+use crate::names::tunnel_device;
+
+/// Inner MTU over a path of 1500 bytes: outer IPv6 and UDP, WireGuard data header and tag, padding (as `wg-quick(8)`).
+pub const DEFAULT_TUNNEL_MTU: u32 = 1420;
+const WIREGUARD_OVERHEAD: u32 = 80;
+/// Keeps the mapping of a NAT on the way open, and lets the peer learn of a new address.
+const KEEPALIVE_S: u16 = 25;
+
+pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
+    let mtu = device_mtu(facts.uplink_mtu(intent.own_addresses()));
+    for (device, (name, gateway)) in own_tunnels(intent) {
+        let peer = &intent.peers[name];
+        desired.links.insert(device.clone(), Link { kind: LinkKind::Tunnel, mtu, mac: None });
+        desired.dataplane.tunnels.insert(device, tunnel(intent, name, peer, &peer.gateways[gateway]));
+    }
+    desired.dataplane.gateway = intent.peers.values().any(|peer| peer.is_gateway(intent));
+    desired.dataplane.listen_port = WIREGUARD_PORT;
+}
+
+/// The devices of this node and the peer and remote gateway that each leads to.
+pub fn own_tunnels(intent: &NodeIntent) -> BTreeMap<LinkName, (&PeerName, &str)> {
+    let peers = intent.peers.iter().filter(|(_, peer)| peer.is_gateway(intent));
+    peers
+        .flat_map(|(name, peer)| peer.gateways.keys().map(move |gateway| (name, gateway.as_str())))
+        .map(|(name, gateway)| (tunnel_device(name, gateway), (name, gateway)))
+        .collect()
+}
+
+/// MTU of a tunnel device over an uplink of `uplink_mtu` bytes; never below IPv6's minimum.
+pub(crate) fn device_mtu(uplink_mtu: u32) -> u32 {
+    uplink_mtu.saturating_sub(WIREGUARD_OVERHEAD).clamp(1280, DEFAULT_TUNNEL_MTU)
+}
+
+fn tunnel(intent: &NodeIntent, name: &PeerName, peer: &Peer, gateway: &RemoteGateway) -> Tunnel {
+    Tunnel {
+        peer: name.clone(),
+        peer_key: gateway.public_key.clone(),
+        endpoint: endpoint(intent, &gateway.endpoints),
+        allowed: peer.remote_cidrs.clone(),
+        keepalive_s: KEEPALIVE_S,
+    }
+}
+
+/// The first endpoint of a family that this node has an address of.
+fn endpoint(intent: &NodeIntent, endpoints: &[SocketAddr]) -> Option<SocketAddr> {
+    let own = intent.own_addresses();
+    let usable = |endpoint: &&SocketAddr| own.iter().any(|address| address.is_ipv6() == endpoint.is_ipv6());
+    endpoints.iter().find(usable).or(endpoints.first()).copied()
+}
