@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs test-fast
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo test-fast
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lab-logs: ## Write all nodes' logs into ./lab-logs
 
 lab-down: ## Take the lab down, leaving nothing but the cache
 	@$(XTASK) lab down
+
+demo: deps ## Two clusters from nothing to one network, step by step (as root); leaves them running
+	@$(XTASK) demo --profile $(PROFILE)
 
 test-fast: ## Tests that need neither root nor Go
 	$(CARGO) test --workspace --exclude isthmus-api-tests --exclude isthmus-e2e --exclude isthmus-netns-tests

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::lab::{self, oci_runtime};
 use xtask::places::Places;
-use xtask::{deps, node_image, tools};
+use xtask::{demo, deps, node_image, tools};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "What the Makefile calls")]
@@ -28,6 +28,15 @@ enum Command {
         /// The cargo profile whose binaries go in
         #[arg(long, env = "ISTHMUS_PROFILE", default_value = "dev")]
         profile: String,
+    },
+    /// Two clusters from nothing to one network, each step shown; the lab stays up
+    Demo {
+        /// The cargo profile whose binaries run
+        #[arg(long, env = "ISTHMUS_PROFILE", default_value = "dev")]
+        profile: String,
+        /// End once all is set up
+        #[arg(long)]
+        only_set_up: bool,
     },
     /// The lab of kind clusters
     #[command(subcommand)]
@@ -98,6 +107,7 @@ fn run() -> Result<()> {
             println!("{} {id}", archive.display());
             Ok(())
         }
+        Command::Demo { profile, only_set_up } => demo::run(&places, &profile, only_set_up),
         Command::LabDaemon { config } => lab::daemon::become_daemon(&config).map(drop),
         Command::Lab(command) => run_lab(&places, command),
     }

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A steady ping between two pods, counted packet by packet.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use isthmus_testkit::within;
+
+use crate::lab::on_node;
+use crate::pod::{IN_POD, Pod};
+
+/// Milliseconds between two packets.
+const INTERVAL_MS: u64 = 10;
+
+/// A running ping, 100 packets a second.
+pub struct Flow {
+    node: String,
+    file: String,
+    about: String,
+}
+
+/// What became of a flow's packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Packets that were sent.
+    pub sent: u32,
+    /// Sequence numbers that never came back.
+    pub lost: Vec<u32>,
+    /// The longest run of lost packets, as time.
+    pub longest_gap: Duration,
+}
+
+impl Flow {
+    /// Starts a flow and waits until its first packets come back.
+    #[track_caller]
+    pub fn start(from: &Pod, address: &str) -> Self {
+        Self::start_with(from, address, &[])
+    }
+
+    /// As [`Flow::start`], with further options of `ping(8)`.
+    #[track_caller]
+    pub fn start_with(from: &Pod, address: &str, options: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let file = format!("/run/e2e-flow-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        // The shell's own number is that of ping, since each `exec` replaces it.
+        let script = format!(
+            "file=$1; shift; ( echo $BASHPID > $file.pid; {IN_POD} ) > $file.log 2>&1 < /dev/null & for i in $(seq 50); do grep -q 'icmp_seq=3' $file.log && exit 0; sleep 0.1; done; cat $file.log >&2; exit 4"
+        );
+        let about = format!("{}/{} to {address}", from.cluster, from.name);
+        let ping = [file.as_str(), &from.ipv4, "ping", "-n", "-i", "0.01", "-s", "64"];
+        let arguments: Vec<&str> = ping.iter().chain(options).chain(&[address]).copied().collect();
+        on_node(&from.node, &script, &arguments)
+            .unwrap_or_else(|error| panic!("the flow from {about} does not start: {error:#}"));
+        Self { node: from.node.clone(), file, about }
+    }
+
+    /// Ends the flow and counts.
+    #[track_caller]
+    pub fn stop(self) -> Tally {
+        on_node(&self.node, "kill -INT $(cat $1.pid)", &[&self.file])
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        let log = within(Duration::from_secs(5), || {
+            let log =
+                on_node(&self.node, "cat $1.log", &[&self.file]).map_err(|error| format!("{error:#}"))?;
+            if log.contains("packets transmitted") {
+                Ok(log)
+            } else {
+                Err("ping has not ended yet".to_owned())
+            }
+        });
+        // Only a leftover file of our own; the node goes with the lab.
+        let _ = on_node(&self.node, "rm -f $1.pid $1.log", &[&self.file]);
+        let tally = Tally::read(&log).unwrap_or_else(|| panic!("ping's output cannot be read: {log}"));
+        eprintln!(
+            "flow from {}: {} sent, {} lost, longest gap {:?}",
+            self.about,
+            tally.sent,
+            tally.lost.len(),
+            tally.longest_gap
+        );
+        tally
+    }
+}
+
+impl Tally {
+    /// Reads ping's output. The last two packets may still have been under way when it ended.
+    fn read(log: &str) -> Option<Self> {
+        let number =
+            |line: &str| line.split("icmp_seq=").nth(1)?.split_whitespace().next()?.parse::<u32>().ok();
+        let answered = log.lines().filter(|line| line.contains(" bytes from "));
+        let came: BTreeSet<u32> = answered.filter_map(number).collect();
+        let summary = log.lines().find(|line| line.contains("packets transmitted"))?;
+        let sent: u32 = summary.split_whitespace().next()?.parse().ok()?;
+        let lost: Vec<u32> =
+            (1..=sent.saturating_sub(2)).filter(|sequence| !came.contains(sequence)).collect();
+        let mut longest = 0;
+        let mut run = 0;
+        let mut before = None;
+        for &sequence in &lost {
+            run = if before == Some(sequence.wrapping_sub(1)) { run + 1 } else { 1 };
+            longest = longest.max(run);
+            before = Some(sequence);
+        }
+        Some(Self { sent, lost, longest_gap: Duration::from_millis(longest * INTERVAL_MS) })
+    }
+
+    /// Fails unless every packet came back.
+    #[track_caller]
+    pub fn nothing_lost(&self) {
+        assert!(self.sent >= 20, "only {} packets were sent, that proves nothing", self.sent);
+        assert!(
+            self.lost.is_empty(),
+            "{} of {} packets were lost, longest gap {:?}: {:?}",
+            self.lost.len(),
+            self.sent,
+            self.longest_gap,
+            self.lost
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_packets_are_counted_by_their_sequence_numbers() {
+        let log = "\
+PING 10.2.0.1 (10.2.0.1) 64(92) bytes of data.
+72 bytes from 10.2.0.1: icmp_seq=1 ttl=61 time=0.9 ms
+From 10.1.0.1 icmp_seq=2 Destination Host Unreachable
+72 bytes from 10.2.0.1: icmp_seq=5 ttl=61 time=0.9 ms
+--- 10.2.0.1 ping statistics ---
+7 packets transmitted, 2 received, 71% packet loss, time 60ms
+";
+        let tally = Tally::read(log).expect("a tally");
+
+        assert_eq!(tally, Tally { sent: 7, lost: vec![2, 3, 4], longest_gap: Duration::from_millis(30) });
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Somebody else's hands in the kernel: repaired, and nothing leaks meanwhile.
+
+use std::time::{Duration, Instant};
+
+use isthmus_e2e::{Capture, EAST, Flow, WEST, duo, kubectl, on_node, pod, within};
+
+/// Words that the pings' payload is filled with (`-p`, in hex: "caninecanary").
+const CANARY: &str = "caninecanary";
+const CANARY_HEX: &str = "63616e696e6563616e617279";
+
+#[test]
+fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
+    let Some(_duo) = duo() else { return };
+    let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
+    let capture = Capture::start("flush");
+    let flow = Flow::start_with(&from, &to.ipv4, &["-p", CANARY_HEX]);
+    let before = on_node(&from.node, "nft list table inet isthmus", &[]).expect("our table");
+
+    // kube-proxy's and Docker's rules of the node go too, as with any such flush; Docker's are put back here.
+    on_node(
+        &from.node,
+        "iptables-save > /run/e2e-rules; nft flush ruleset; iptables-restore < /run/e2e-rules; true",
+        &[],
+    )
+    .expect("a flush");
+
+    let after = on_node(&from.node, "nft list table inet isthmus", &[]).expect("our table is still there");
+    flow.stop().nothing_lost();
+    assert!(!capture.holds(CANARY), "pods' words were readable on the wire");
+    assert_eq!(before.lines().count(), after.lines().count(), "before:\n{before}\nafter:\n{after}");
+    kubectl(EAST, &["-n", "kube-system", "rollout", "restart", "daemonset/kube-proxy"])
+        .expect("kube-proxy starts anew");
+    kubectl(EAST, &["-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=90s"])
+        .expect("kube-proxy is back");
+}
+
+#[test]
+fn deleted_routes_are_back_within_a_second_and_nothing_leaks_meanwhile() {
+    let Some(_duo) = duo() else { return };
+    let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
+    let routes = |family: &str| on_node(&from.node, "ip \"$1\" route show proto 73 | sort", &[family]);
+    let wanted = [routes("-4").expect("routes"), routes("-6").expect("routes")];
+    assert!(wanted.iter().all(|list| !list.trim().is_empty()), "{wanted:?}");
+    let capture = Capture::start("routes");
+    let flow = Flow::start_with(&from, &to.ipv4, &["-p", CANARY_HEX]);
+
+    on_node(&from.node, "ip -4 route flush proto 73; ip -6 route flush proto 73", &[])
+        .expect("routes are deleted");
+    let deleted = Instant::now();
+    within(Duration::from_secs(10), || {
+        let seen = [routes("-4"), routes("-6")].map(|list| list.unwrap_or_default());
+        if seen == wanted { Ok(()) } else { Err(format!("routes are {seen:?}, wanted {wanted:?}")) }
+    });
+    let took = deleted.elapsed();
+
+    let tally = flow.stop();
+    assert!(!capture.holds(CANARY), "pods' words were readable on the wire");
+    assert!(took < Duration::from_secs(1), "the routes were back after {took:?}");
+    assert!(tally.longest_gap < Duration::from_secs(1), "traffic stood still for {:?}", tally.longest_gap);
+}
+
+#[test]
+fn a_deleted_tunnel_device_is_back_and_carries_traffic() {
+    let Some(_duo) = duo() else { return };
+    let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
+    let tunnels = || on_node("east-worker", "ip -o link show | grep -o 'iw-[0-9a-f]*' | sort -u", &[]);
+    let wanted = tunnels().expect("tunnels");
+    let first = wanted.lines().next().expect("a tunnel device").to_owned();
+
+    on_node("east-worker", "ip link delete \"$1\"", &[&first]).expect("a tunnel device is deleted");
+    within(Duration::from_secs(20), || match tunnels() {
+        Ok(seen) if seen == wanted => Ok(()),
+        seen => Err(format!("{seen:?}, wanted {wanted}")),
+    });
+    within(Duration::from_secs(20), || from.get(&to.ipv4, "/hostname").map_err(|error| format!("{error:#}")));
+}
