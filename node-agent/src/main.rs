@@ -1,2 +1,74 @@
 // SPDX-License-Identifier: Apache-2.0
-fn main() {}
+//! `isthmus-agent`: the node agent.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use isthmus_model::ids::NodeName;
+use isthmus_node_agent::{install, run};
+use tracing_subscriber::EnvFilter;
+
+/// The Isthmus agent of a node.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Put the CNI plugin on the node (init step).
+    Install {
+        /// The plugin in this image.
+        #[arg(long, default_value = "/usr/bin/isthmus-cni")]
+        source: PathBuf,
+        /// The host's directory of CNI plugins.
+        #[arg(long, default_value = "/host/opt/cni/bin")]
+        target: PathBuf,
+    },
+    /// Bring this node to what the cluster decided, until SIGTERM.
+    Run {
+        /// Name of this node in Kubernetes.
+        #[arg(long, env = "NODE_NAME")]
+        node: NodeName,
+        /// Journal and snapshots.
+        #[arg(long, default_value = "/var/lib/isthmus")]
+        state_dir: PathBuf,
+        /// Socket for the CNI plugin.
+        #[arg(long, default_value = "/run/isthmus/cni.sock")]
+        cni_socket: PathBuf,
+        /// Socket of the data plane process.
+        #[arg(long, default_value = "/run/isthmus/dataplane.sock")]
+        dataplane_socket: PathBuf,
+        /// The container runtime's directory of network configurations.
+        #[arg(long, default_value = "/etc/cni/net.d")]
+        cni_config: PathBuf,
+        /// The container runtime's directory of plugins.
+        #[arg(long, default_value = "/opt/cni/bin")]
+        cni_plugins: PathBuf,
+        /// Where health and metrics are served.
+        #[arg(long, env = "METRICS_ADDRESS", default_value = "127.0.0.1:9471")]
+        metrics: SocketAddr,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Options::parse().command {
+        Command::Install { source, target } => install::install(&source, &target),
+        Command::Run { node, state_dir, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics } => {
+            let journal = state_dir.join("journal").join("addresses");
+            let places =
+                run::Places { node, journal, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics };
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let outcome = runtime.block_on(run::run(places));
+            // Calls in flight have journalled what they do; waiting for them would only delay the next agent.
+            runtime.shutdown_background();
+            outcome
+        }
+    }
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which addresses of the node's blocks are free. Pure: time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use isthmus_model::ownership::mesh_address;
+
+/// A released address is given out again after this, if others are free: connections to the old pod end first.
+pub const COOL_DOWN: Duration = Duration::from_secs(30);
+
+/// No address can be given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// The node has no block of the family (yet).
+    #[error(
+        "this node holds no {family} block of IPPool {pools}; the operator gives it one, see `kubectl get ipblocks`"
+    )]
+    NoBlock {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Pools that could give one.
+        pools: String,
+    },
+    /// All addresses of the node's blocks are in use.
+    #[error(
+        "all {family} addresses of this node's blocks of IPPool {pools} are in use; a further block is on its way unless the pool is exhausted, see `kubectl get ippools`"
+    )]
+    Exhausted {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Pools of the blocks.
+        pools: String,
+    },
+}
+
+/// Addresses of this node's blocks.
+#[derive(Debug, Default)]
+pub struct Ipam {
+    /// Blocks that addresses may come from, and their pools.
+    blocks: BTreeMap<IpNet, String>,
+    used: BTreeSet<IpAddr>,
+    /// Released addresses and when that was.
+    cooling: BTreeMap<IpAddr, Instant>,
+    /// The last address given out of each block: the search goes on behind it.
+    cursors: BTreeMap<IpNet, IpAddr>,
+}
+
+impl Ipam {
+    /// Replaces the blocks. Addresses in use stay in use, also outside of them.
+    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>) {
+        self.cursors.retain(|block, _| blocks.contains_key(block));
+        self.blocks = blocks;
+    }
+
+    /// Takes an address out of the blocks of a family.
+    pub fn allocate(&mut self, v6: bool, now: Instant) -> Result<IpAddr, Shortage> {
+        self.cooling.retain(|_, since| now.saturating_duration_since(*since) < COOL_DOWN);
+        let address =
+            self.next_free(v6).or_else(|| self.longest_cooling(v6)).ok_or_else(|| self.shortage(v6))?;
+        self.cooling.remove(&address);
+        self.used.insert(address);
+        Ok(address)
+    }
+
+    /// Marks an address as in use (recovery).
+    pub fn occupy(&mut self, address: IpAddr) {
+        self.cooling.remove(&address);
+        self.used.insert(address);
+    }
+
+    /// Gives an address back.
+    pub fn release(&mut self, address: IpAddr, now: Instant) {
+        if self.used.remove(&address) {
+            self.cooling.insert(address, now);
+        }
+    }
+
+    /// Addresses in use of each block.
+    pub fn usage(&self) -> BTreeMap<IpNet, usize> {
+        let count = |block: &IpNet| self.used.iter().filter(|address| block.contains(*address)).count();
+        self.blocks.keys().map(|block| (*block, count(block))).collect()
+    }
+
+    /// Whether an address of the family can be given at `now`.
+    pub fn can_allocate(&self, v6: bool) -> bool {
+        self.next_free(v6).or_else(|| self.longest_cooling(v6)).is_some()
+    }
+
+    fn blocks_of(&self, v6: bool) -> impl Iterator<Item = &IpNet> {
+        self.blocks.keys().filter(move |block| matches!(block, IpNet::V6(_)) == v6)
+    }
+
+    fn next_free(&self, v6: bool) -> Option<IpAddr> {
+        self.blocks_of(v6).find_map(|block| {
+            let start = self.cursors.get(block).copied().unwrap_or_else(|| mesh_address(block));
+            // Each step meets a taken address or ends: the search is no longer than what is taken, whatever the block's size.
+            let steps = self.used.len() + self.cooling.len() + 2;
+            let mut candidate = start;
+            for _ in 0..=steps {
+                candidate = successor(block, candidate);
+                if self.is_free(block, candidate) && !self.cooling.contains_key(&candidate) {
+                    return Some(candidate);
+                }
+                if candidate == start {
+                    break;
+                }
+            }
+            None
+        })
+    }
+
+    fn longest_cooling(&self, v6: bool) -> Option<IpAddr> {
+        let inside = |address: &IpAddr| self.blocks_of(v6).any(|block| self.is_free(block, *address));
+        self.cooling
+            .iter()
+            .filter(|(address, _)| inside(address))
+            .min_by_key(|(_, since)| **since)
+            .map(|(a, _)| *a)
+    }
+
+    fn is_free(&self, block: &IpNet, address: IpAddr) -> bool {
+        block.contains(&address) && address != mesh_address(block) && !self.used.contains(&address)
+    }
+
+    fn shortage(&self, v6: bool) -> Shortage {
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let pools: BTreeSet<&str> = self.blocks_of(v6).map(|block| self.blocks[block].as_str()).collect();
+        let names = pools.into_iter().collect::<Vec<_>>().join(", ");
+        if names.is_empty() {
+            Shortage::NoBlock { family, pools: "any".to_owned() }
+        } else {
+            Shortage::Exhausted { family, pools: names }
+        }
+    }
+}
+
+/// The address behind `address` in the block, the first one behind the last.
+fn successor(block: &IpNet, address: IpAddr) -> IpAddr {
+    let next = match address {
+        IpAddr::V4(address) => u32::from(address).checked_add(1).map(|next| IpAddr::V4(next.into())),
+        IpAddr::V6(address) => u128::from(address).checked_add(1).map(|next| IpAddr::V6(next.into())),
+    };
+    next.filter(|next| block.contains(next)).unwrap_or_else(|| block.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ipam(blocks: &[&str]) -> Ipam {
+        let mut ipam = Ipam::default();
+        ipam.set_blocks(blocks.iter().map(|block| (block.parse().unwrap(), "pods".to_owned())).collect());
+        ipam
+    }
+
+    #[test]
+    fn the_first_address_of_a_block_is_the_nodes_and_no_pods() {
+        let mut ipam = ipam(&["10.1.0.0/30"]);
+        let now = Instant::now();
+        let given: Vec<String> = (0..3).map(|_| ipam.allocate(false, now).unwrap().to_string()).collect();
+        assert_eq!(given, ["10.1.0.1", "10.1.0.2", "10.1.0.3"]);
+        let error = ipam.allocate(false, now).unwrap_err();
+        assert_eq!(error, Shortage::Exhausted { family: "IPv4", pools: "pods".into() });
+        assert!(error.to_string().contains("IPPool pods"), "{error}");
+    }
+
+    #[test]
+    fn a_released_address_cools_down_while_others_are_free_and_is_used_when_none_is() {
+        let mut ipam = ipam(&["10.1.0.0/30"]);
+        let now = Instant::now();
+        let first = ipam.allocate(false, now).unwrap();
+        ipam.release(first, now);
+        assert_ne!(ipam.allocate(false, now).unwrap(), first);
+        assert_ne!(ipam.allocate(false, now).unwrap(), first);
+        assert_eq!(ipam.allocate(false, now).unwrap(), first, "better early than not at all");
+    }
+
+    #[test]
+    fn a_further_block_serves_when_the_first_is_full() {
+        let mut ipam = ipam(&["10.1.0.0/31", "10.1.0.64/31"]);
+        let now = Instant::now();
+        let given: Vec<String> = (0..2).map(|_| ipam.allocate(false, now).unwrap().to_string()).collect();
+        assert_eq!(given, ["10.1.0.1", "10.1.0.65"]);
+    }
+
+    #[test]
+    fn a_huge_block_is_searched_in_as_many_steps_as_addresses_are_taken() {
+        let mut ipam = ipam(&["fd00::/64"]);
+        let now = Instant::now();
+        assert_eq!(ipam.allocate(true, now).unwrap().to_string(), "fd00::1");
+        assert!(matches!(ipam.allocate(false, now), Err(Shortage::NoBlock { family: "IPv4", .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_ever_given_twice_and_none_is_lost(takes in proptest::collection::vec(any::<bool>(), 1..200)) {
+            let mut ipam = ipam(&["10.1.0.0/28", "10.1.0.32/29"]);
+            let (mut held, mut now) = (Vec::new(), Instant::now());
+            for take in takes {
+                now += Duration::from_secs(1);
+                if take || held.is_empty() {
+                    match ipam.allocate(false, now) {
+                        Ok(address) => {
+                            prop_assert!(!held.contains(&address), "{address} given twice");
+                            held.push(address);
+                        }
+                        Err(_) => prop_assert_eq!(held.len(), 15 + 7),
+                    }
+                } else {
+                    ipam.release(held.remove(0), now);
+                }
+            }
+            prop_assert_eq!(ipam.usage().values().sum::<usize>(), held.len());
+        }
+    }
+}

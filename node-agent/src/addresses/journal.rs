@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+//! An append-only file of checksummed lines that survives a crash at any byte.
+//!
+//! A line is eight hexadecimal digits of SHA-256 over the rest, a space, a record as JSON, and a newline. What follows the
+//! last newline is a torn write and was never answered for; a line whose checksum is wrong is passed over and counted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+/// The journal cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("journal {}: {doing}: {error}; check that the disk is neither full nor read-only", path.display())]
+pub struct JournalError {
+    path: PathBuf,
+    doing: &'static str,
+    error: io::Error,
+}
+
+/// An open journal.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    /// None while it could not be opened for writing.
+    file: Option<File>,
+    /// Bytes that are known to be whole lines.
+    length: u64,
+    /// Records appended or read since the last rewrite.
+    records: usize,
+}
+
+/// What was read at start.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Recovery<R> {
+    /// Records in order.
+    pub records: Vec<R>,
+    /// Lines with a wrong checksum or content.
+    pub damaged: usize,
+    /// Bytes of a torn last line.
+    pub torn_bytes: usize,
+}
+
+impl Journal {
+    /// Opens or creates a journal, reads it, and cuts a torn last line off.
+    ///
+    /// This never fails: what cannot be read counts as empty, and each write tries again to open the file, so that a full or
+    /// read-only disk keeps new pods out but not the agent from serving those that run.
+    pub fn open<R: DeserializeOwned>(path: &Path) -> (Self, Recovery<R>) {
+        let bytes = fs::read(path).unwrap_or_default();
+        let recovery = recover(&bytes);
+        let length = (bytes.len() - recovery.torn_bytes) as u64;
+        let records = recovery.records.len() + recovery.damaged;
+        let mut journal = Self { path: path.to_owned(), file: None, length, records };
+        if let Err(error) = journal.writable() {
+            tracing::warn!(%error, "new pods will be refused");
+        }
+        (journal, recovery)
+    }
+
+    /// The file for appending, at a length of whole lines.
+    fn writable(&mut self) -> Result<&mut File, JournalError> {
+        if self.file.is_none() {
+            let file =
+                open_for_append(&self.path, self.length).map_err(|error| self.error("opening", error))?;
+            self.file = Some(file);
+        }
+        Ok(self.file.as_mut().expect("opened above"))
+    }
+
+    /// Records since the last rewrite.
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Appends a record and returns once it is on disk. After an error the file is as before.
+    pub fn append(&mut self, record: &impl Serialize) -> Result<(), JournalError> {
+        let line = line(record).map_err(|error| self.error("encoding", error))?;
+        let file = self.writable()?;
+        let written = file.write_all(&line).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            // Half a line would make the next one unreadable: the next opening cuts it off.
+            self.file = None;
+            let _ = self.writable();
+            return Err(self.error("writing", error));
+        }
+        self.length += line.len() as u64;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Replaces the content by these records, atomically.
+    pub fn rewrite<R: Serialize>(&mut self, records: &[R]) -> Result<(), JournalError> {
+        let mut bytes = Vec::new();
+        for record in records {
+            bytes.extend(line(record).map_err(|error| self.error("encoding", error))?);
+        }
+        let next = self.path.with_extension("next");
+        let replaced = write_new(&next, &bytes)
+            .and_then(|file| fs::rename(&next, &self.path).map(|()| file))
+            .and_then(|file| sync_directory(&self.path).map(|()| file));
+        self.file = Some(replaced.map_err(|error| self.error("rewriting", error))?);
+        self.length = bytes.len() as u64;
+        self.records = records.len();
+        Ok(())
+    }
+
+    /// Whether something can be written now.
+    pub fn probe(&self) -> Result<(), JournalError> {
+        let probe = self.path.with_extension("probe");
+        let written = write_new(&probe, &[b'x'; 512]);
+        let _ = fs::remove_file(&probe);
+        written.map(drop).map_err(|error| self.error("writing", error))
+    }
+
+    fn error(&self, doing: &'static str, error: io::Error) -> JournalError {
+        JournalError { path: self.path.clone(), doing, error }
+    }
+}
+
+fn open_for_append(path: &Path, length: u64) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    if file.metadata()?.len() > length {
+        file.set_len(length)?;
+    }
+    Ok(file)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    Ok(file)
+}
+
+fn sync_directory(of: &Path) -> io::Result<()> {
+    of.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+fn line(record: &impl Serialize) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(record)?;
+    let mut line = checksum(&json).into_bytes();
+    line.push(b' ');
+    line.extend(json);
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn recover<R: DeserializeOwned>(bytes: &[u8]) -> Recovery<R> {
+    let mut recovery = Recovery { records: Vec::new(), damaged: 0, torn_bytes: 0 };
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    recovery.torn_bytes = bytes.len() - whole;
+    for line in bytes[..whole].split_inclusive(|byte| *byte == b'\n') {
+        match parse(&line[..line.len() - 1]) {
+            Some(record) => recovery.records.push(record),
+            None => recovery.damaged += 1,
+        }
+    }
+    recovery
+}
+
+fn parse<R: DeserializeOwned>(line: &[u8]) -> Option<R> {
+    let (sum, json) = line.split_at_checked(9)?;
+    let sound = sum[..8] == *checksum(json).as_bytes() && sum[8] == b' ';
+    sound.then(|| serde_json::from_slice(json).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> (Journal, Recovery<u32>) {
+        Journal::open(path)
+    }
+
+    #[test]
+    fn a_crash_at_any_byte_recovers_a_prefix_and_appending_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut journal, _) = open(&path);
+        for record in [1_u32, 22, 333] {
+            journal.append(&record).unwrap();
+        }
+        let bytes = fs::read(&path).unwrap();
+        for end in 0..=bytes.len() {
+            fs::write(&path, &bytes[..end]).unwrap();
+            let (mut journal, recovery) = open(&path);
+            let whole = bytes[..end].iter().filter(|byte| **byte == b'\n').count();
+            assert_eq!(recovery.records, [1, 22, 333][..whole], "crash at byte {end}");
+            assert_eq!(recovery.damaged, 0);
+            journal.append(&7_u32).unwrap();
+            assert_eq!(open(&path).1.records.last(), Some(&7), "appended after a crash at byte {end}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_costs_one_record_and_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut journal, _) = open(&path);
+        for record in [1_u32, 2, 3] {
+            journal.append(&record).unwrap();
+        }
+        let mut bytes = fs::read(&path).unwrap();
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 3;
+        bytes[second] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let (_, recovery) = open(&path);
+        assert_eq!((recovery.records, recovery.damaged), (vec![1, 3], 1));
+    }
+
+    #[test]
+    fn rewriting_keeps_what_is_given_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut journal, _) = open(&path);
+        (0..100_u32).for_each(|record| journal.append(&record).unwrap());
+        journal.rewrite(&[5_u32, 6]).unwrap();
+        journal.append(&7_u32).unwrap();
+        assert_eq!(open(&path).1.records, [5, 6, 7]);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_says_what_to_check() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (journal, _) = open(&path);
+        drop(directory);
+        let error = journal.probe().unwrap_err().to_string();
+        assert!(error.contains("neither full nor read-only"), "{error}");
+    }
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who has which address: recorded on disk before it is programmed, released after it is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use isthmus_compiler::{PodFacts, pod_link};
+use isthmus_model::ids::LinkName;
+use serde::{Deserialize, Serialize};
+
+use super::ipam::{Ipam, Shortage};
+use super::journal::{Journal, JournalError, Recovery};
+
+/// The journal is rewritten when it holds this many records more than there are attachments.
+const SLACK_RECORDS: usize = 1024;
+
+/// An interface of a container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttachmentKey {
+    /// `CNI_CONTAINERID`.
+    pub container: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+/// What an interface of a container was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Namespace of the pod; empty outside Kubernetes.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Host end of the veth pair.
+    pub link: LinkName,
+    /// Addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Record {
+    Given { key: AttachmentKey, to: Attachment },
+    Released { key: AttachmentKey },
+}
+
+/// Why an attachment was not recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// No address.
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
+    /// No disk.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// All attachments of the node.
+#[derive(Debug)]
+pub struct Ledger {
+    ipam: Ipam,
+    attachments: BTreeMap<AttachmentKey, Attachment>,
+    /// Attachments whose link exists: these are let through.
+    linked: BTreeSet<AttachmentKey>,
+    journal: Journal,
+}
+
+impl Ledger {
+    /// Reads the journal; `links` are the pod links that the kernel has, by the alias that [`alias`] made.
+    ///
+    /// An attachment without a link was never answered for, or its container is gone: it is released. A link that
+    /// the journal does not know (it was lost) is adopted from its alias.
+    pub fn open(path: &Path, links: &BTreeMap<LinkName, String>) -> Self {
+        let (journal, recovery) = Journal::open::<Record>(path);
+        if recovery.damaged > 0 || recovery.torn_bytes > 0 {
+            tracing::warn!(
+                damaged = recovery.damaged,
+                torn_bytes = recovery.torn_bytes,
+                "the journal was repaired"
+            );
+        }
+        let mut ledger =
+            Self { ipam: Ipam::default(), attachments: replay(recovery), linked: BTreeSet::new(), journal };
+        for (link, text) in links {
+            if let Some((key, attachment)) = adopt(link, text) {
+                ledger.attachments.entry(key).or_insert(attachment);
+            }
+        }
+        ledger.attachments.retain(|_, attachment| links.contains_key(&attachment.link));
+        ledger.linked = ledger.attachments.keys().cloned().collect();
+        for address in ledger.attachments.values().flat_map(|attachment| &attachment.addresses) {
+            ledger.ipam.occupy(*address);
+        }
+        // A full disk must not keep DEL and running pods from being served; ADD will say so.
+        if let Err(error) = ledger.compact() {
+            tracing::warn!(%error, "the journal could not be rewritten");
+        }
+        tracing::info!(attachments = ledger.attachments.len(), "addresses are known");
+        ledger
+    }
+
+    /// Replaces the node's blocks.
+    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>) {
+        self.ipam.set_blocks(blocks);
+    }
+
+    /// Gives addresses of the wanted families (`v6` each) to an interface, or those that it has already.
+    pub fn give(
+        &mut self,
+        key: &AttachmentKey,
+        pod: (&str, &str),
+        families: &BTreeSet<bool>,
+        now: Instant,
+    ) -> Result<Attachment, LedgerError> {
+        if let Some(attachment) = self.attachments.get(key) {
+            return Ok(attachment.clone());
+        }
+        let mut addresses = Vec::new();
+        for v6 in families {
+            match self.ipam.allocate(*v6, now) {
+                Ok(address) => addresses.push(address),
+                Err(shortage) => {
+                    self.take_back(&addresses, now);
+                    return Err(shortage.into());
+                }
+            }
+        }
+        let (namespace, name) = pod;
+        let link = pod_link(&key.container, &key.ifname);
+        let to = Attachment { namespace: namespace.to_owned(), pod: name.to_owned(), link, addresses };
+        if let Err(error) = self.journal.append(&Record::Given { key: key.clone(), to: to.clone() }) {
+            self.take_back(&to.addresses, now);
+            return Err(error.into());
+        }
+        self.attachments.insert(key.clone(), to.clone());
+        Ok(to)
+    }
+
+    /// The link exists: its packets may pass.
+    pub fn link_made(&mut self, key: &AttachmentKey) {
+        self.linked.insert(key.clone());
+    }
+
+    /// The link is about to go: nothing may pass any more. The addresses stay taken.
+    pub fn link_going(&mut self, key: &AttachmentKey) {
+        self.linked.remove(key);
+    }
+
+    /// Gives an interface's addresses back. In memory this always works; an error says that the disk does not know it yet, and
+    /// then the next start finds no link and releases again.
+    pub fn release(&mut self, key: &AttachmentKey, now: Instant) -> Result<(), JournalError> {
+        self.linked.remove(key);
+        let Some(attachment) = self.attachments.remove(key) else { return Ok(()) };
+        self.take_back(&attachment.addresses, now);
+        self.journal.append(&Record::Released { key: key.clone() })?;
+        if self.journal.records() > self.attachments.len() + SLACK_RECORDS { self.compact() } else { Ok(()) }
+    }
+
+    /// An attachment.
+    pub fn get(&self, key: &AttachmentKey) -> Option<&Attachment> {
+        self.attachments.get(key)
+    }
+
+    /// All attachments.
+    pub fn attachments(&self) -> &BTreeMap<AttachmentKey, Attachment> {
+        &self.attachments
+    }
+
+    /// Pods with a link, as the compiler wants them.
+    pub fn pod_facts(&self) -> BTreeMap<LinkName, PodFacts> {
+        let linked = self.attachments.iter().filter(|(key, _)| self.linked.contains(*key));
+        let facts = |attachment: &Attachment| PodFacts {
+            namespace: attachment.namespace.clone(),
+            name: attachment.pod.clone(),
+            addresses: attachment.addresses.clone(),
+        };
+        linked.map(|(_, attachment)| (attachment.link.clone(), facts(attachment))).collect()
+    }
+
+    /// Addresses in use of each block.
+    pub fn usage(&self) -> BTreeMap<IpNet, usize> {
+        self.ipam.usage()
+    }
+
+    /// Whether a pod could be given addresses of these families now; why not, otherwise.
+    pub fn readiness(&self, families: &BTreeSet<bool>) -> Result<(), String> {
+        if families.is_empty() {
+            return Err("no enabled IPPool applies to this node; create one".to_owned());
+        }
+        for v6 in families {
+            if !self.ipam.can_allocate(*v6) {
+                let family = if *v6 { "IPv6" } else { "IPv4" };
+                return Err(format!(
+                    "no free {family} address on this node; see `kubectl get ippools,ipblocks`"
+                ));
+            }
+        }
+        self.journal.probe().map_err(|error| error.to_string())
+    }
+
+    fn take_back(&mut self, addresses: &[IpAddr], now: Instant) {
+        addresses.iter().for_each(|address| self.ipam.release(*address, now));
+    }
+
+    fn compact(&mut self) -> Result<(), JournalError> {
+        let given =
+            |(key, to): (&AttachmentKey, &Attachment)| Record::Given { key: key.clone(), to: to.clone() };
+        let records: Vec<Record> = self.attachments.iter().map(given).collect();
+        self.journal.rewrite(&records)
+    }
+}
+
+/// What is written on a pod's link, so that a lost journal can be rebuilt from the kernel.
+pub(crate) fn alias(key: &AttachmentKey, attachment: &Attachment) -> String {
+    let addresses: Vec<String> = attachment.addresses.iter().map(ToString::to_string).collect();
+    format!("{} {} {}", key.container, key.ifname, addresses.join(","))
+}
+
+fn adopt(link: &LinkName, text: &str) -> Option<(AttachmentKey, Attachment)> {
+    let mut words = text.split(' ');
+    let key = AttachmentKey { container: words.next()?.to_owned(), ifname: words.next()?.to_owned() };
+    let addresses: Vec<IpAddr> = words.next()?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let (namespace, pod) = Default::default();
+    (pod_link(&key.container, &key.ifname) == *link)
+        .then(|| (key, Attachment { namespace, pod, link: link.clone(), addresses }))
+}
+
+fn replay(recovery: Recovery<Record>) -> BTreeMap<AttachmentKey, Attachment> {
+    let mut attachments = BTreeMap::new();
+    for record in recovery.records {
+        match record {
+            Record::Given { key, to } => {
+                attachments.insert(key, to);
+            }
+            Record::Released { key } => {
+                attachments.remove(&key);
+            }
+        }
+    }
+    attachments
+}
+
+#[cfg(test)]
+mod tests;

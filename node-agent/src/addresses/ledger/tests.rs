@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+
+fn key(container: &str) -> AttachmentKey {
+    AttachmentKey { container: container.to_owned(), ifname: "eth0".to_owned() }
+}
+
+fn both() -> BTreeSet<bool> {
+    [false, true].into()
+}
+
+/// A ledger with one block of each family; `links` as the kernel has them.
+fn ledger(path: &Path, links: &BTreeMap<LinkName, String>) -> Ledger {
+    let mut ledger = Ledger::open(path, links);
+    let blocks = [("10.1.0.0/29", "four"), ("fd00:1::/125", "six")];
+    ledger.set_blocks(blocks.map(|(cidr, pool)| (cidr.parse().unwrap(), pool.to_owned())).into());
+    ledger
+}
+
+fn links_of(ledger: &Ledger) -> BTreeMap<LinkName, String> {
+    ledger.attachments().iter().map(|(key, to)| (to.link.clone(), alias(key, to))).collect()
+}
+
+#[test]
+fn adding_twice_gives_the_same_addresses_and_releasing_twice_is_fine() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
+    let now = Instant::now();
+    let first = ledger.give(&key("a"), ("shop", "web"), &both(), now).unwrap();
+    assert_eq!(first.addresses.len(), 2);
+    assert_eq!(ledger.give(&key("a"), ("shop", "web"), &both(), now).unwrap(), first);
+    ledger.release(&key("a"), now).unwrap();
+    ledger.release(&key("a"), now).unwrap();
+    assert_eq!(ledger.usage().values().sum::<usize>(), 0);
+}
+
+#[test]
+fn a_restart_finds_every_pod_that_has_a_link_and_releases_those_that_have_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut before = ledger(&path, &BTreeMap::new());
+    let now = Instant::now();
+    let kept = before.give(&key("a"), ("shop", "a"), &both(), now).unwrap();
+    let mut links = links_of(&before);
+    before.give(&key("b"), ("shop", "b"), &both(), now).unwrap();
+    drop(before);
+    let after = ledger(&path, &links);
+    assert_eq!(after.get(&key("a")), Some(&kept));
+    assert_eq!(after.get(&key("b")), None, "its ADD never got as far as the link");
+    assert_eq!(after.usage().values().sum::<usize>(), 2);
+    assert_eq!(after.pod_facts().len(), 1, "traffic of the pod is let through at once");
+    links.clear();
+    assert_eq!(ledger(&path, &links).attachments().len(), 0);
+}
+
+#[test]
+fn a_lost_journal_is_rebuilt_from_the_links_of_the_kernel() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut before = ledger(&path, &BTreeMap::new());
+    let given = before.give(&key("a"), ("", ""), &both(), Instant::now()).unwrap();
+    let links = links_of(&before);
+    drop(before);
+    std::fs::remove_file(&path).unwrap();
+    let mut after = ledger(&path, &links);
+    assert_eq!(after.get(&key("a")), Some(&given));
+    let other = after.give(&key("b"), ("", ""), &both(), Instant::now()).unwrap();
+    assert!(other.addresses.iter().all(|address| !given.addresses.contains(address)));
+}
+
+#[test]
+fn nothing_is_kept_of_an_add_that_got_only_one_of_two_families() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
+    ledger.set_blocks([("10.1.0.0/29".parse().unwrap(), "four".to_owned())].into());
+    let error = ledger.give(&key("a"), ("", ""), &both(), Instant::now()).unwrap_err();
+    assert!(matches!(error, LedgerError::Shortage(Shortage::NoBlock { family: "IPv6", .. })), "{error}");
+    assert_eq!(ledger.usage().values().sum::<usize>(), 0);
+    assert!(ledger.readiness(&both()).unwrap_err().contains("no free IPv6 address"));
+}
+
+#[test]
+fn a_crash_at_any_byte_of_the_journal_never_gives_an_address_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut before = ledger(&path, &BTreeMap::new());
+    let now = Instant::now();
+    for name in ["a", "b", "c"] {
+        before.give(&key(name), ("", ""), &both(), now).unwrap();
+    }
+    before.release(&key("b"), now).unwrap();
+    let links = links_of(&before);
+    drop(before);
+    let bytes = std::fs::read(&path).unwrap();
+    for end in 0..=bytes.len() {
+        std::fs::write(&path, &bytes[..end]).unwrap();
+        let mut after = ledger(&path, &links);
+        let held: Vec<IpAddr> = after.attachments().values().flat_map(|to| to.addresses.clone()).collect();
+        assert_eq!(held.len(), 4, "a and c are alive, b is not; crash at byte {end}");
+        let fresh = after.give(&key("d"), ("", ""), &both(), now).unwrap();
+        assert!(fresh.addresses.iter().all(|address| !held.contains(address)), "crash at byte {end}");
+    }
+}

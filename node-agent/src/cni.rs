@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//! CNI calls, served on a Unix socket. ADD never asks the API server.
+
+mod call;
+mod server;
+mod work;
+
+pub use server::{listen, serve};

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The socket: who may call, frames, one task for each call.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isthmus_cni::wire::{Answer, MAX_FRAME_BYTES, Request};
+use isthmus_cni::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::call::Call;
+use super::work::Workshop;
+use crate::node::Node;
+
+/// A plugin that does not send its request in this time is given up.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+/// The plugin waits so long for the end of a call that was taken in.
+const WORK_S: u8 = 20;
+
+/// Binds the socket: its directory and itself for root only; a socket that a dead agent left is replaced.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    }
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves calls for ever.
+pub async fn serve(listener: UnixListener, node: Arc<Node>) -> io::Result<()> {
+    let workshop = Arc::new(Workshop::new(node));
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let workshop = workshop.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve_call(stream, &workshop).await {
+                tracing::warn!(%error, "a CNI call broke off");
+            }
+        });
+    }
+}
+
+async fn serve_call(mut stream: UnixStream, workshop: &Arc<Workshop>) -> io::Result<()> {
+    let caller = stream.peer_cred()?;
+    if caller.uid() != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("user {} is not root", caller.uid()),
+        ));
+    }
+    let payload = tokio::time::timeout(REQUEST_PATIENCE, read_payload(&mut stream)).await??;
+    let request = Request::parse(&payload).map_err(io::Error::other)?;
+    stream.write_all(&Answer::Wait { seconds: WORK_S }.to_frame()).await?;
+    // A task of its own: a plugin that is killed must not leave a call half done.
+    let workshop = workshop.clone();
+    let answer =
+        tokio::spawn(async move { answer(&request, &workshop).await }).await.map_err(io::Error::other)?;
+    stream.write_all(&answer.to_frame()).await
+}
+
+async fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u32().await? as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a request longer than the limit"));
+    }
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).await?;
+    Ok(payload)
+}
+
+async fn answer(request: &Request, workshop: &Workshop) -> Answer {
+    let began = Instant::now();
+    let command = request.var("CNI_COMMAND").unwrap_or_default().to_owned();
+    let result = match Call::parse(request) {
+        Ok((call, config)) => {
+            let version = config.cni_version.clone();
+            workshop.call(call, &config).await.map_err(|error| (error, version))
+        }
+        Err(error) => Err((error, NEWEST_VERSION.to_owned())),
+    };
+    let code = result.as_ref().err().map_or(0, |(error, _)| error.code);
+    let seconds = began.elapsed().as_secs_f64();
+    let known = ["ADD", "CHECK", "DEL", "GC", "STATUS"].contains(&command.as_str());
+    let label = if known { command.as_str() } else { "other" };
+    let metrics = &workshop.node().metrics;
+    metrics.add(&format!("cni_calls_total{{command=\"{label}\",code=\"{code}\"}}"), 1.0);
+    metrics.add(&format!("cni_seconds_total{{command=\"{label}\"}}"), seconds);
+    let container = request.var("CNI_CONTAINERID").unwrap_or_default();
+    match result {
+        Ok(stdout) => {
+            tracing::debug!(command, container, seconds, "CNI call served");
+            Answer::Done { exit_code: 0, stdout }
+        }
+        Err((error, version)) => {
+            if code != code::UNAVAILABLE {
+                tracing::warn!(command, container, %error, "CNI call failed");
+            }
+            let version =
+                if SUPPORTED_VERSIONS.contains(&version.as_str()) { &version } else { NEWEST_VERSION };
+            Answer::Done { exit_code: 1, stdout: error.to_json(version) }
+        }
+    }
+}

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What calls do. ADD: record, make the link, let it through, answer. DEL: shut, remove, give back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use isthmus_cni::code;
+use isthmus_cni::config::NetworkConfig;
+use isthmus_cni::error::CniError;
+use isthmus_cni::result::{AddResult, Address, Interface, Route};
+use isthmus_compiler::pod_link;
+use isthmus_kernel::{PodLink, PodLinkError, PodLinkMade};
+use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
+use tokio::sync::{Mutex as AsyncMutex, RwLock};
+
+use super::call::{Call, Target};
+use crate::addresses::{Attachment, AttachmentKey, LedgerError, alias};
+use crate::engine::concerns_pod;
+use crate::node::Node;
+
+/// With egress policies, a pod has to be known before its first packet: the watch may lag behind the kubelet.
+const POD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Serialises calls of one container; GC runs alone.
+pub(crate) struct Workshop {
+    node: Arc<Node>,
+    containers: Mutex<BTreeMap<String, Weak<AsyncMutex<()>>>>,
+    all: RwLock<()>,
+}
+
+impl Workshop {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node, containers: Mutex::default(), all: RwLock::new(()) }
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Does what is asked; gives what the plugin prints.
+    pub(crate) async fn call(&self, call: Call, config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
+        match call {
+            Call::Add(target) => {
+                let _shared = self.all.read().await;
+                let container = self.container(&target.key.container);
+                let _alone = container.lock().await;
+                let result = self.add(&target, config).await?;
+                Ok(result.to_json(&config.cni_version))
+            }
+            Call::Check(target) => {
+                let _shared = self.all.read().await;
+                let container = self.container(&target.key.container);
+                let _alone = container.lock().await;
+                self.check(target, config).await.map(|()| Vec::new())
+            }
+            Call::Del(key) => {
+                let _shared = self.all.read().await;
+                let container = self.container(&key.container);
+                let _alone = container.lock().await;
+                self.del(&key).await.map(|()| Vec::new())
+            }
+            Call::Gc => {
+                let _alone = self.all.write().await;
+                self.gc(config).await.map(|()| Vec::new())
+            }
+            Call::Status => {
+                let unavailable = |why| CniError::new(code::UNAVAILABLE, why);
+                self.node.readiness().map_err(unavailable).map(|()| Vec::new())
+            }
+        }
+    }
+
+    fn container(&self, id: &str) -> Arc<AsyncMutex<()>> {
+        let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        containers.retain(|_, lock| lock.strong_count() > 0);
+        let lock = containers.get(id).and_then(Weak::upgrade).unwrap_or_default();
+        containers.insert(id.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
+    async fn add(&self, target: &Target, config: &NetworkConfig) -> Result<AddResult, CniError> {
+        if config.prev_result.is_some() {
+            let msg = "isthmus-cni makes the pod's interface: it has to come first in the plugin list";
+            return Err(CniError::new(code::INVALID_CONFIG, msg));
+        }
+        let view = self.node.view();
+        if let Some(why) = view.blocked {
+            return Err(CniError::new(code::TRY_AGAIN, why));
+        }
+        if view.families.is_empty() {
+            let msg = "no enabled IPPool applies to this node";
+            return Err(CniError::new(code::TRY_AGAIN, msg)
+                .with_details("create an IPPool, or widen its nodeSelector"));
+        }
+        if view.egress {
+            self.wait_for_pod(target).await?;
+        }
+        let again = self.node.ledger().get(&target.key).cloned();
+        if let Some(attachment) = again {
+            // The call before was interrupted; its link may be half made.
+            self.node.ledger().link_going(&target.key);
+            self.remove_link(&attachment).await?;
+        }
+        let attachment = self.record(target, view.families).await?;
+        let made = match self.make(target, &attachment, view.pod_mtu).await {
+            Ok(made) => made,
+            Err(error) => {
+                self.undo(&target.key, &attachment).await;
+                return Err(error);
+            }
+        };
+        Ok(result(target, &attachment, &made, view.pod_mtu))
+    }
+
+    async fn wait_for_pod(&self, target: &Target) -> Result<(), CniError> {
+        let Some(pod) = &target.pod else { return Ok(()) };
+        let mut version = self.node.store.subscribe();
+        let known = async {
+            while !self.node.store.read(|objects| objects.pods.contains_key(pod)) {
+                if version.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (namespace, name) = pod;
+        tokio::time::timeout(POD_PATIENCE, known).await.map_err(|_| {
+            let msg = format!("pod {namespace}/{name} is not known yet, and egress policies have to hold from its first packet");
+            CniError::new(code::TRY_AGAIN, msg).with_details("is the API server reachable from this node?")
+        })
+    }
+
+    /// Addresses, on disk before anything is programmed.
+    async fn record(&self, target: &Target, families: BTreeSet<bool>) -> Result<Attachment, CniError> {
+        let (node, key) = (self.node.clone(), target.key.clone());
+        let (namespace, name) = target.pod.clone().unwrap_or_default();
+        let given =
+            blocking(move || node.ledger().give(&key, (&namespace, &name), &families, Instant::now()))
+                .await?;
+        given.map_err(|error| match error {
+            LedgerError::Shortage(_) => CniError::new(code::TRY_AGAIN, error.to_string()),
+            LedgerError::Journal(_) => CniError::new(code::IO_FAILURE, error.to_string()),
+        })
+    }
+
+    /// The link, then the rules and routes that let it through.
+    async fn make(
+        &self,
+        target: &Target,
+        attachment: &Attachment,
+        mtu: u32,
+    ) -> Result<PodLinkMade, CniError> {
+        let (node, wanted) = (self.node.clone(), wanted(target, attachment, mtu));
+        let made = blocking(move || node.links.add(&wanted)).await?.map_err(link_error)?;
+        self.node.ledger().link_made(&target.key);
+        let failures = self.node.advance().await.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
+        match concerns_pod(&failures, &attachment.link, &attachment.addresses) {
+            None => Ok(made),
+            Some(failure) => {
+                let msg = format!("the kernel refused what lets the pod through: {failure}");
+                Err(CniError::new(code::KERNEL, msg)
+                    .with_details("see the log of isthmus-agent on this node"))
+            }
+        }
+    }
+
+    async fn undo(&self, key: &AttachmentKey, attachment: &Attachment) {
+        self.node.ledger().link_going(key);
+        if self.remove_link(attachment).await.is_ok() {
+            self.give_back(key).await;
+        }
+    }
+
+    async fn del(&self, key: &AttachmentKey) -> Result<(), CniError> {
+        let known = self.node.ledger().get(key).cloned();
+        let link = known.as_ref().map_or_else(|| pod_link(&key.container, &key.ifname), |to| to.link.clone());
+        if known.is_some() {
+            self.node.ledger().link_going(key);
+            // Shut before taking away. While the engine cannot, removing the link shuts as well.
+            let _ = self.node.advance().await;
+        }
+        let node = self.node.clone();
+        blocking(move || node.links.del(&link)).await?.map_err(link_error)?;
+        self.give_back(key).await;
+        Ok(())
+    }
+
+    async fn remove_link(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let (node, link) = (self.node.clone(), attachment.link.clone());
+        blocking(move || node.links.del(&link)).await?.map(drop).map_err(link_error)
+    }
+
+    /// Addresses back into the pool. A disk that does not take it is no reason to fail: the next start finds no link.
+    async fn give_back(&self, key: &AttachmentKey) {
+        let (node, key) = (self.node.clone(), key.clone());
+        match blocking(move || node.ledger().release(&key, Instant::now())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a release is not on disk yet"),
+            Err(error) => tracing::error!(%error, "a release was interrupted"),
+        }
+    }
+
+    async fn check(&self, target: Target, config: &NetworkConfig) -> Result<(), CniError> {
+        let Some(attachment) = self.node.ledger().get(&target.key).cloned() else {
+            let msg = format!("container {} has no attachment {}", target.key.container, target.key.ifname);
+            return Err(CniError::new(code::UNKNOWN_CONTAINER, msg));
+        };
+        agrees(config, &attachment)?;
+        let (node, mtu) = (self.node.clone(), self.node.view().pod_mtu);
+        let wanted = wanted(&target, &attachment, mtu);
+        blocking(move || node.links.check(&wanted)).await?.map_err(link_error)?;
+        let failures = self.node.advance().await.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
+        let failure = concerns_pod(&failures, &attachment.link, &attachment.addresses);
+        failure.map_or(Ok(()), |failure| Err(CniError::new(code::KERNEL, failure)))
+    }
+
+    async fn gc(&self, config: &NetworkConfig) -> Result<(), CniError> {
+        let Some(kept) = config.kept() else {
+            let msg = "GC without cni.dev/valid-attachments";
+            return Err(
+                CniError::new(code::INVALID_CONFIG, msg).with_details("the runtime has to send the list")
+            );
+        };
+        let stays = |key: &AttachmentKey| {
+            kept.iter().any(|valid| valid.container_id == key.container && valid.ifname == key.ifname)
+        };
+        let gone: Vec<AttachmentKey> =
+            self.node.ledger().attachments().keys().filter(|key| !stays(key)).cloned().collect();
+        let mut failed = Vec::new();
+        for key in gone {
+            if let Err(error) = self.del(&key).await {
+                failed.push(format!("{}/{}: {error}", key.container, key.ifname));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(CniError::new(code::KERNEL, failed.join("; "))) }
+    }
+}
+
+fn wanted(target: &Target, attachment: &Attachment, mtu: u32) -> PodLink {
+    PodLink {
+        netns_path: seen_from_here(&target.netns),
+        ifname: target.ifname.clone(),
+        host_link: attachment.link.clone(),
+        alias: alias(&target.key, attachment),
+        addresses: attachment.addresses.clone(),
+        mtu,
+        mac: None,
+    }
+}
+
+/// Runtimes hand out `/var/run/netns/…`; in our container the host's directory may be mounted as `/run/netns` only.
+fn seen_from_here(netns: &Path) -> PathBuf {
+    match netns.strip_prefix("/var") {
+        Ok(rest) if !netns.exists() => Path::new("/").join(rest),
+        _ => netns.to_owned(),
+    }
+}
+
+/// CHECK: the result that the runtime kept names the addresses that we gave.
+fn agrees(config: &NetworkConfig, attachment: &Attachment) -> Result<(), CniError> {
+    let Some(previous) = &config.prev_result else {
+        return Err(CniError::new(code::INVALID_CONFIG, "CHECK without prevResult"));
+    };
+    let previous: AddResult = serde_json::from_value(previous.clone())
+        .map_err(|error| CniError::new(code::DECODING_FAILURE, format!("prevResult: {error}")))?;
+    let kept = |address: &IpAddr| {
+        previous.ips.iter().any(|ip| ip.address.split('/').next() == Some(&address.to_string()))
+    };
+    match attachment.addresses.iter().find(|address| !kept(address)) {
+        None => Ok(()),
+        Some(address) => {
+            Err(CniError::new(code::INVALID_CONFIG, format!("{address} is missing in prevResult")))
+        }
+    }
+}
+
+fn result(target: &Target, attachment: &Attachment, made: &PodLinkMade, mtu: u32) -> AddResult {
+    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let host = Interface {
+        name: attachment.link.to_string(),
+        mac: mac(made.host_mac),
+        mtu: Some(mtu),
+        sandbox: String::new(),
+    };
+    let pod = Interface {
+        name: target.ifname.to_string(),
+        mac: mac(made.pod_mac),
+        mtu: Some(mtu),
+        sandbox: target.netns.display().to_string(),
+    };
+    let gateway = |v6: bool| if v6 { IpAddr::V6(POD_GATEWAY_V6) } else { IpAddr::V4(POD_GATEWAY_V4) };
+    let ips = attachment.addresses.iter().map(|address| Address {
+        address: ipnet::IpNet::from(*address).to_string(),
+        gateway: Some(gateway(address.is_ipv6())),
+        interface: Some(1),
+    });
+    let routes = attachment.addresses.iter().map(|address| Route {
+        dst: if address.is_ipv6() { "::/0" } else { "0.0.0.0/0" }.to_owned(),
+        gw: Some(gateway(address.is_ipv6())),
+    });
+    AddResult {
+        interfaces: vec![host, pod],
+        ips: ips.collect(),
+        routes: routes.collect(),
+        dns: serde_json::Value::Null,
+    }
+}
+
+fn link_error(error: PodLinkError) -> CniError {
+    let code = match &error {
+        PodLinkError::Namespace { .. } => code::INVALID_NETNS,
+        PodLinkError::Exists { .. } => code::INVALID_ENVIRONMENT,
+        PodLinkError::Broken(_) | PodLinkError::Refused { .. } | PodLinkError::Socket(_) => code::KERNEL,
+    };
+    CniError::new(code, error.to_string())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CniError> {
+    let interrupted = |error| CniError::new(code::IO_FAILURE, format!("the agent failed inside: {error}"));
+    tokio::task::spawn_blocking(work).await.map_err(interrupted)
+}

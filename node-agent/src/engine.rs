@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one event loop: watches, kernel events, the data plane and CNI calls in; kernel state and a status out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_compiler::{NodeFacts, NodeIntent, closed_ruleset, compile};
+use isthmus_intake::node::{Problem, intake};
+use isthmus_kernel::{Change, Events, InSync, Kernel, Nft, Outcomes};
+use isthmus_model::dataplane::{DataplaneConfig, Report};
+use isthmus_model::ids::{LinkName, NodeName};
+use isthmus_model::kernel::Desired;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::conflist::{Conflist, Ensured};
+use crate::dataplane_link::{DataplaneLink, Heard};
+use crate::node::{Advance, Failures, Node};
+use crate::status::{self, Report as NodeReport};
+use crate::underlay::uplinks;
+
+/// Changes come in bursts: look at the kernel when one is over.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Not more often, whatever happens.
+const BETWEEN_CONVERGENCES: Duration = Duration::from_millis(200);
+/// Without any event.
+const CONVERGE_EVERY: Duration = Duration::from_secs(60);
+const RETRY_FAILED: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_secs(2);
+
+/// How the kernel of this node is opened once the data plane process has passed the socket of our nftables table.
+pub type OpenKernel = Box<dyn Fn(Nft) -> Result<Kernel, isthmus_kernel::KernelError> + Send>;
+
+/// The engine's ties to the rest.
+pub struct Wiring {
+    /// This node's name.
+    pub name: NodeName,
+    /// State shared with the CNI server.
+    pub node: Arc<Node>,
+    /// CNI calls that wait for the kernel.
+    pub advances: mpsc::UnboundedReceiver<Advance>,
+    /// The data plane process.
+    pub dataplane: DataplaneLink,
+    /// Opens the kernel.
+    pub open_kernel: OpenKernel,
+    /// The runtime's configuration.
+    pub conflist: Option<Conflist>,
+    /// What is reported of the node.
+    pub report: watch::Sender<Option<NodeReport>>,
+}
+
+/// The event loop's state.
+pub struct Engine {
+    wiring: Wiring,
+    kernel: Option<Kernel>,
+    events: Option<Events>,
+    intent: NodeIntent,
+    problems: Vec<Problem>,
+    facts: NodeFacts,
+    desired: Option<Desired>,
+    configured: Option<DataplaneConfig>,
+    armed: bool,
+    objects_changed: bool,
+    /// When the kernel is to be read and compared next.
+    converge_at: Instant,
+    converged_at: Option<Instant>,
+    failures: Failures,
+}
+
+impl Engine {
+    /// An engine that has seen nothing yet.
+    pub fn new(wiring: Wiring) -> Self {
+        Self {
+            wiring,
+            kernel: None,
+            events: None,
+            intent: NodeIntent::nothing(),
+            problems: Vec::new(),
+            facts: NodeFacts::default(),
+            desired: None,
+            configured: None,
+            armed: false,
+            objects_changed: true,
+            converge_at: Instant::now(),
+            converged_at: None,
+            failures: Failures::default(),
+        }
+    }
+
+    /// Runs until the process ends. Nothing is taken out of the kernel at the end: pods go on.
+    pub async fn run(mut self) {
+        let mut objects = self.wiring.node.store.subscribe();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let mut waiting = Vec::new();
+            tokio::select! {
+                Some(advance) = self.wiring.advances.recv() => waiting.push(advance),
+                Some(heard) = self.wiring.dataplane.heard.recv() => self.hear(heard).await,
+                Ok(()) = objects.changed() => self.objects_changed = true,
+                change = next_change(&mut self.events) => self.kernel_changed(change),
+                () = sleep_until(self.converge_at), if self.kernel.is_some() => {}
+                _ = tick.tick() => self.tend_conflist(),
+            }
+            while let Ok(advance) = self.wiring.advances.try_recv() {
+                waiting.push(advance);
+            }
+            let outcome = self.step(!waiting.is_empty()).await;
+            for advance in waiting {
+                let _ = advance.send(outcome.clone());
+            }
+        }
+    }
+
+    fn kernel_changed(&mut self, change: std::io::Result<Change>) {
+        match change {
+            Ok(change) => tracing::debug!(?change, "the kernel changed"),
+            Err(error) => {
+                tracing::warn!(%error, "kernel events broke off; subscribing again");
+                self.events = self.kernel.as_ref().and_then(|kernel| kernel.events().ok());
+            }
+        }
+        self.converge_soon(SETTLE);
+    }
+
+    fn converge_soon(&mut self, after: Duration) {
+        let earliest = self.converged_at.map_or_else(Instant::now, |last| last + BETWEEN_CONVERGENCES);
+        self.converge_at = self.converge_at.min((Instant::now() + after).max(earliest));
+    }
+
+    async fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Connected(owner) => {
+                self.configured = None;
+                if let Err(error) = self.take_owner(owner).await {
+                    tracing::error!(error = format!("{error:#}"), "the kernel cannot be driven");
+                }
+            }
+            Heard::Report(Report::State(state)) => self.facts.dataplane = state,
+            Heard::Report(Report::Failed(what)) => tracing::warn!(what, "the data plane could not do all"),
+            Heard::Lost(reason) => {
+                tracing::warn!(reason, "the data plane process is gone; tunnels wait for it")
+            }
+        }
+    }
+
+    async fn take_owner(&mut self, owner: std::os::fd::OwnedFd) -> anyhow::Result<()> {
+        let nft = Nft::from_fd(owner)?;
+        if let Some(kernel) = &mut self.kernel {
+            kernel.replace_nft(nft).await?;
+        } else {
+            let kernel = (self.wiring.open_kernel)(nft)?;
+            self.events = Some(kernel.events()?);
+            self.kernel = Some(kernel);
+        }
+        self.armed = false;
+        self.converge_at = Instant::now();
+        Ok(())
+    }
+
+    /// One turn: intent, facts, desired, kernel, data plane, report.
+    async fn step(&mut self, asked: bool) -> Result<Failures, String> {
+        let outcome = self.advance_or_converge(asked).await;
+        let ready = outcome.as_ref().err().cloned();
+        self.wiring.node.set_blocked(ready);
+        let readiness = self.wiring.node.readiness();
+        self.wiring.node.metrics.set_readiness(readiness.clone());
+        self.publish_report(readiness);
+        outcome
+    }
+
+    async fn advance_or_converge(&mut self, asked: bool) -> Result<Failures, String> {
+        let Some(kernel) = &mut self.kernel else {
+            return Err("waiting for the data plane process of this node (container dataplane)".to_owned());
+        };
+        if !self.armed {
+            kernel
+                .arm(&closed_ruleset())
+                .await
+                .map_err(|error| format!("the nftables table cannot be made: {error}"))?;
+            self.armed = true;
+        }
+        let sync = self.wiring.node.store.in_sync();
+        let sync =
+            sync.map_err(|missing| format!("waiting for the API server: not listed yet: {missing:?}"))?;
+        let due = self.converge_at <= Instant::now();
+        if due {
+            self.observe_underlay().await;
+        }
+        self.take_in_objects();
+        self.facts.pods = self.wiring.node.ledger().pod_facts();
+        let desired = compile(&self.intent, &self.facts);
+        let unchanged = self.desired.as_ref() == Some(&desired);
+        if due || !(unchanged || self.desired.is_none()) || (asked && !unchanged) {
+            self.apply(&desired, sync, due || self.desired.is_none()).await;
+        }
+        if self.configured.as_ref() != Some(&desired.dataplane) {
+            self.wiring.dataplane.configure(desired.dataplane.clone());
+            self.configured = Some(desired.dataplane.clone());
+        }
+        self.desired = Some(desired);
+        Ok(self.failures.clone())
+    }
+
+    async fn apply(&mut self, desired: &Desired, sync: InSync, full: bool) {
+        let Some(kernel) = &mut self.kernel else { return };
+        let outcomes: Outcomes =
+            if full { kernel.converge(desired, sync).await } else { kernel.advance(desired, sync).await };
+        let metrics = &self.wiring.node.metrics;
+        metrics.add(if full { "convergences_total" } else { "advances_total" }, 1.0);
+        metrics.add("kernel_changes_total", outcomes.changed as f64);
+        metrics.set("kernel_failures", outcomes.failed.len() as f64);
+        if outcomes.failed != *self.failures {
+            for (what, why) in outcomes.failed.iter().filter(|(what, _)| !self.failures.contains_key(*what)) {
+                tracing::warn!(what, why, "the kernel is not as wanted");
+            }
+        }
+        let clean = outcomes.is_clean();
+        self.failures = Arc::new(outcomes.failed);
+        if full {
+            self.converged_at = Some(Instant::now());
+            self.converge_at = Instant::now() + if clean { CONVERGE_EVERY } else { RETRY_FAILED };
+        } else if !clean {
+            self.converge_soon(SETTLE);
+        }
+    }
+
+    async fn observe_underlay(&mut self) {
+        let Some(kernel) = &self.kernel else { return };
+        match kernel.underlay().await {
+            Ok(underlay) => self.facts.uplinks = uplinks(&underlay),
+            Err(error) => {
+                tracing::warn!(%error, "the links of the node cannot be read; the last reading stays")
+            }
+        }
+    }
+
+    fn take_in_objects(&mut self) {
+        if std::mem::take(&mut self.objects_changed) {
+            let name = &self.wiring.name;
+            let (intent, problems) = self.wiring.node.store.read(|objects| intake(name, objects));
+            for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+                tracing::warn!(%problem, "left out");
+            }
+            (self.intent, self.problems) = (intent, problems);
+            let serving = |pool| self.intent.pools.get(pool).is_some_and(|pool| pool.serves_this_node);
+            let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool));
+            let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.to_string())).collect();
+            self.wiring.node.ledger().set_blocks(blocks);
+        }
+        let mtu = status::pod_mtu(&self.intent, self.facts.uplink_mtu(self.intent.own_addresses()));
+        self.wiring.node.publish(&self.intent, mtu);
+    }
+
+    fn publish_report(&self, readiness: Result<(), String>) {
+        let usage = self.wiring.node.ledger().usage();
+        let metrics = &self.wiring.node.metrics;
+        metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
+        let report = status::report(&self.intent, &self.facts, &usage, readiness, &self.failures);
+        self.wiring.report.send_if_modified(|current| {
+            let changed = current.as_ref() != Some(&report);
+            *current = Some(report);
+            changed
+        });
+    }
+
+    fn tend_conflist(&self) {
+        let Some(conflist) = &self.wiring.conflist else { return };
+        if self.wiring.node.readiness().is_err() {
+            return;
+        }
+        match conflist.ensure() {
+            Ok(Ensured::Kept) => {}
+            Ok(Ensured::Written) => tracing::info!("pods can be added: the CNI configuration is written"),
+            Ok(Ensured::Restored) => tracing::warn!(
+                "the CNI configuration {} was not as we write it and is restored; put additions into a file of their own",
+                crate::conflist::FILE_NAME
+            ),
+            Err(error) => tracing::error!(%error, "the CNI configuration cannot be written"),
+        }
+    }
+}
+
+/// The next change of the kernel; never, without a subscription.
+async fn next_change(events: &mut Option<Events>) -> std::io::Result<Change> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether what failed concerns the pod behind `link` with these addresses.
+pub(crate) fn concerns_pod(
+    failures: &BTreeMap<String, String>,
+    link: &LinkName,
+    addresses: &[std::net::IpAddr],
+) -> Option<String> {
+    let own: Vec<String> = addresses.iter().map(|address| ipnet::IpNet::from(*address).to_string()).collect();
+    let concerns = |what: &str| {
+        what.starts_with("nft")
+            || what.split_whitespace().any(|word| word == link.as_str() || own.iter().any(|net| net == word))
+    };
+    failures.iter().find(|(what, _)| concerns(what)).map(|(what, why)| format!("{what}: {why}"))
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the parts of the agent share: the engine writes it, the CNI server reads it, both change the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use isthmus_compiler::NodeIntent;
+use isthmus_kernel::PodLinks;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::addresses::Ledger;
+use crate::metrics::Metrics;
+use crate::objects::ObjectStore;
+
+/// What could not be brought to what is wanted, and why.
+pub type Failures = Arc<BTreeMap<String, String>>;
+
+/// A request of the CNI server to the engine: bring the kernel to the ledger as it is now.
+pub type Advance = oneshot::Sender<Result<Failures, String>>;
+
+/// Shared state of the agent.
+pub struct Node {
+    /// The API as seen.
+    pub store: Arc<ObjectStore>,
+    /// Makes and removes pod links.
+    pub links: PodLinks,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    ledger: Mutex<Ledger>,
+    view: Mutex<View>,
+    advance: mpsc::UnboundedSender<Advance>,
+}
+
+/// What the CNI server needs of what the engine knows.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Why pods cannot be added now; none once the engine has converged.
+    pub blocked: Option<String>,
+    /// Families (`v6` each) of which a pod gets an address.
+    pub families: BTreeSet<bool>,
+    /// MTU of pods' interfaces, bytes.
+    pub pod_mtu: u32,
+    /// Egress policies exist: a pod has to be known before its first packet.
+    pub egress: bool,
+}
+
+impl Node {
+    /// A node with what its journal and kernel know.
+    pub fn new(
+        store: Arc<ObjectStore>,
+        links: PodLinks,
+        ledger: Ledger,
+        metrics: Arc<Metrics>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Advance>) {
+        let (advance, requests) = mpsc::unbounded_channel();
+        let view =
+            View { blocked: Some("the agent is starting".to_owned()), pod_mtu: 1500, ..View::default() };
+        let (ledger, view) = (Mutex::new(ledger), Mutex::new(view));
+        (Arc::new(Self { store, links, metrics, ledger, view, advance }), requests)
+    }
+
+    /// The ledger. Held across a write to disk at most.
+    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the engine published last.
+    pub fn view(&self) -> View {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Publishes what the CNI server needs.
+    pub(crate) fn publish(&self, intent: &NodeIntent, pod_mtu: u32) {
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        view.families = intent.pod_families();
+        view.egress = !intent.egress.is_empty();
+        view.pod_mtu = pod_mtu;
+    }
+
+    /// Says why pods cannot be added, or that they can.
+    pub(crate) fn set_blocked(&self, blocked: Option<String>) {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).blocked = blocked;
+    }
+
+    /// Whether a pod could be added now; why not, otherwise.
+    pub fn readiness(&self) -> Result<(), String> {
+        let view = self.view();
+        view.blocked.map_or(Ok(()), Err)?;
+        self.ledger().readiness(&view.families)
+    }
+
+    /// Brings the kernel to the ledger as it is now.
+    pub async fn advance(&self) -> Result<Failures, String> {
+        let (sender, receiver) = oneshot::channel();
+        let gone = || "the agent is stopping".to_owned();
+        self.advance.send(sender).map_err(|_| gone())?;
+        receiver.await.map_err(|_| gone())?
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the agent reports of its node: `NodeNetwork/<node>` status, written by server-side apply and only on change.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use isthmus_api::condition::{self, Wanted};
+use isthmus_api::v1alpha1::{BlockUsage, NodeNetwork, NodeNetworkStatus, TunnelStatus};
+use isthmus_compiler::{Encapsulation, NodeFacts, NodeIntent, own_tunnels, tunnel_probe, vxlan_mac};
+use isthmus_model::ids::NodeName;
+use isthmus_model::ownership::{WIREGUARD_PORT, mesh_address};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+const FIELD_MANAGER: &str = "isthmus-agent";
+/// VXLAN over IPv4 and IPv6 takes this much of the link's MTU.
+const VXLAN_OVERHEAD: u32 = 70;
+const URGENT_AFTER: Duration = Duration::from_millis(100);
+const USAGE_AFTER: Duration = Duration::from_secs(1);
+const MEASURES_AFTER: Duration = Duration::from_secs(30);
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// A status without times.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    status: NodeNetworkStatus,
+    ready: Wanted,
+}
+
+/// MTU of pods' interfaces: room is kept for VXLAN where every packet to another node is encapsulated; elsewhere routes say it.
+pub fn pod_mtu(intent: &NodeIntent, uplink_mtu: u32) -> u32 {
+    let always = intent.own_blocks().filter_map(|(_, block)| intent.pools.get(&block.pool));
+    let always = always.into_iter().any(|pool| pool.encapsulation == Encapsulation::Always);
+    if always { uplink_mtu.saturating_sub(VXLAN_OVERHEAD).max(1280) } else { uplink_mtu }
+}
+
+/// The node as it is.
+pub fn report(
+    intent: &NodeIntent,
+    facts: &NodeFacts,
+    usage: &BTreeMap<IpNet, usize>,
+    readiness: Result<(), String>,
+    failures: &BTreeMap<String, String>,
+) -> Report {
+    let endpoint =
+        |address: &std::net::IpAddr| std::net::SocketAddr::new(*address, WIREGUARD_PORT).to_string();
+    let blocks =
+        usage.iter().map(|(cidr, used)| BlockUsage { cidr: cidr.to_string(), allocated: *used as i64 });
+    let mac = |node: &NodeName| vxlan_mac(node).map(|byte| format!("{byte:02x}")).join(":");
+    let status = NodeNetworkStatus {
+        public_key: facts.dataplane.public_key.clone(),
+        endpoints: intent.own_addresses().iter().map(endpoint).collect(),
+        mesh_addresses: intent.own_blocks().map(|(cidr, _)| mesh_address(cidr).to_string()).collect(),
+        vxlan_mac: intent.node.as_ref().map(mac),
+        blocks: blocks.collect(),
+        tunnels: tunnels(intent, facts),
+        ..NodeNetworkStatus::default()
+    };
+    Report { status, ready: ready(readiness, failures) }
+}
+
+fn ready(readiness: Result<(), String>, failures: &BTreeMap<String, String>) -> Wanted {
+    let (status, reason, message) = match (readiness, failures.iter().next()) {
+        (Err(why), _) => (Some(false), "PodsCannotBeAdded", why),
+        (Ok(()), Some((what, why))) => {
+            let more = failures.len() - 1;
+            (Some(false), "KernelRefused", format!("{what}: {why} (and {more} more); see the agent's log"))
+        }
+        (Ok(()), None) => (Some(true), "AsWanted", "pods can be added; the kernel is as wanted".to_owned()),
+    };
+    Wanted { kind: condition::READY, status, reason, message }
+}
+
+fn tunnels(intent: &NodeIntent, facts: &NodeFacts) -> Vec<TunnelStatus> {
+    let status =
+        |(device, (peer, gateway)): (isthmus_model::ids::LinkName, (&isthmus_model::ids::PeerName, &str))| {
+            let tunnel = facts.dataplane.tunnels.get(&device);
+            let probe = facts.dataplane.probes.get(&tunnel_probe(&device));
+            let handshake = tunnel.and_then(|tunnel| tunnel.last_handshake_s);
+            TunnelStatus {
+                peering: peer.to_string(),
+                gateway: gateway.to_owned(),
+                up: probe.is_some_and(|probe| probe.up),
+                endpoint: tunnel.and_then(|tunnel| tunnel.endpoint).map(|endpoint| endpoint.to_string()),
+                last_handshake: handshake.and_then(|seconds| minute(seconds as i64)),
+                rtt_micros: probe.and_then(|probe| probe.rtt_us).map(|rtt| i64::from(quarter_step(rtt))),
+                loss_percent: probe.map(|probe| i32::from(probe.loss_percent.div_ceil(5)) * 5),
+                mtu: probe.and_then(|probe| probe.path_mtu).map(i32::from),
+                mode: tunnel.map(|_| "Userspace".to_owned()),
+                device: device.to_string(),
+            }
+        };
+    own_tunnels(intent).into_iter().map(status).collect()
+}
+
+/// Rounded down to the minute, so that it changes seldom (RFC 3339).
+fn minute(seconds: i64) -> Option<String> {
+    Timestamp::from_second(seconds - seconds.rem_euclid(60)).ok().map(|time| time.to_string())
+}
+
+/// Rounded down to quarters between powers of two.
+fn quarter_step(value: u32) -> u32 {
+    let step = (1_u32 << value.max(1).ilog2()) / 4;
+    if step == 0 { value } else { value - value % step }
+}
+
+/// Writes each report to `NodeNetwork/<node>`, for ever. Urgent changes at once, usage soon, measures seldom.
+pub async fn write(client: Client, node: NodeName, mut reports: watch::Receiver<Option<Report>>) {
+    let api = Api::<NodeNetwork>::all(client);
+    let mut conditions: Vec<Condition> = Vec::new();
+    let mut written: Option<Report> = None;
+    let mut changed_at = Instant::now();
+    loop {
+        let current = reports.borrow_and_update().clone();
+        let Some(report) = current.filter(|report| written.as_ref() != Some(report)) else {
+            if reports.changed().await.is_err() {
+                return;
+            }
+            changed_at = Instant::now();
+            continue;
+        };
+        let due = changed_at + written.as_ref().map_or(URGENT_AFTER, |written| delay(written, &report));
+        if let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            // Further changes may make it urgent.
+            let _ = timeout(left, reports.changed()).await;
+            continue;
+        }
+        let now = Time(Timestamp::now());
+        condition::set(&mut conditions, &report.ready, None, &now);
+        match apply(&api, &node, &report, &conditions).await {
+            Ok(()) => written = Some(report),
+            Err(error) => {
+                tracing::warn!(%error, "the node's status could not be written");
+                sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+/// How long a change may wait.
+fn delay(written: &Report, report: &Report) -> Duration {
+    if urgent_part(written) != urgent_part(report) {
+        URGENT_AFTER
+    } else if written.status.blocks != report.status.blocks {
+        USAGE_AFTER
+    } else {
+        MEASURES_AFTER
+    }
+}
+
+/// The report without usage and measures.
+fn urgent_part(report: &Report) -> Report {
+    let mut urgent = report.clone();
+    urgent.status.blocks.iter_mut().for_each(|block| block.allocated = 0);
+    for tunnel in &mut urgent.status.tunnels {
+        (tunnel.rtt_micros, tunnel.loss_percent, tunnel.last_handshake) = (None, None, None);
+    }
+    urgent
+}
+
+async fn apply(
+    api: &Api<NodeNetwork>,
+    node: &NodeName,
+    report: &Report,
+    conditions: &[Condition],
+) -> Result<(), kube::Error> {
+    let status = NodeNetworkStatus { conditions: conditions.to_vec(), ..report.status.clone() };
+    let object = serde_json::json!({
+        "apiVersion": "isthmus.dev/v1alpha1",
+        "kind": "NodeNetwork",
+        "metadata": { "name": node.as_str() },
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch_status(node.as_str(), &params, &Patch::Apply(&object)).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_are_rounded_so_that_noise_writes_nothing() {
+        assert_eq!([0, 3, 1000, 1023, 1100].map(quarter_step), [0, 3, 896, 896, 1024]);
+        assert_eq!(minute(119).unwrap(), "1970-01-01T00:01:00Z");
+    }
+
+    #[test]
+    fn what_the_kernel_refused_is_named_in_the_condition() {
+        let failures = BTreeMap::from([("route 10.2.0.0/16".to_owned(), "no such device".to_owned())]);
+        let report =
+            report(&NodeIntent::nothing(), &NodeFacts::default(), &BTreeMap::new(), Ok(()), &failures);
+        assert_eq!((report.ready.status, report.ready.reason), (Some(false), "KernelRefused"));
+        assert!(report.ready.message.contains("route 10.2.0.0/16: no such device"));
+    }
+
+    #[test]
+    fn a_change_of_measures_alone_waits_and_a_tunnel_that_goes_down_does_not() {
+        let tunnel = |up, rtt| TunnelStatus { up, rtt_micros: Some(rtt), ..TunnelStatus::default() };
+        let report = |tunnel| Report {
+            status: NodeNetworkStatus { tunnels: vec![tunnel], ..NodeNetworkStatus::default() },
+            ready: ready(Ok(()), &BTreeMap::new()),
+        };
+        assert_eq!(delay(&report(tunnel(true, 1)), &report(tunnel(true, 2))), MEASURES_AFTER);
+        assert_eq!(delay(&report(tunnel(true, 1)), &report(tunnel(false, 1))), URGENT_AFTER);
+    }
+}
