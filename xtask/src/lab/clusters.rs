@@ -40,7 +40,7 @@ pub fn create_all(places: &Places, record: &Record, node_image: &str, machine: M
 fn create(places: &Places, site: Site, cluster: &Cluster, node_image: &str, machine: Machine) -> Result<()> {
     let config = places.state.join(format!("kind-{}.yaml", cluster.name));
     fs::write(&config, kind_config(cluster, node_image, machine)?)?;
-    let mut kind = site.command(places, places.lab_bin().join("kind"));
+    let mut kind = site.kind(places);
     kind.args(["create", "cluster", "--retain", "--name", &cluster.name, "--config"]).arg(&config);
     kind.arg("--kubeconfig").arg(own_kubeconfig(places, cluster));
     step(&format!("creating the cluster {}", cluster.name), || {

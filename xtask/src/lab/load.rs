@@ -80,7 +80,7 @@ fn load_everywhere(
 }
 
 fn load_into(places: &Places, site: Site, cluster: &str, archive: &Path) -> Result<()> {
-    let mut kind = site.command(places, places.lab_bin().join("kind"));
+    let mut kind = site.kind(places);
     kind.args(["load", "image-archive", "--name", cluster]).arg(archive);
     logged(&mut kind, &places.log(&format!("kind-load-{cluster}")))
 }

@@ -14,7 +14,7 @@ pub fn export(places: &Places, folder: &Path) -> Result<()> {
     let record = Record::read(places)?;
     record.site.enter()?;
     for cluster in &record.topology.clusters {
-        let mut kind = record.site.command(places, places.lab_bin().join("kind"));
+        let mut kind = record.site.kind(places);
         kind.args(["export", "logs", "--name", &cluster.name]).arg(folder.join(&cluster.name));
         step(&format!("collecting the logs of {}", cluster.name), || output(&mut kind).map(drop))?;
     }

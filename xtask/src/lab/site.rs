@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::daemon;
 use crate::places::Places;
-use crate::run::{command, succeeds};
+use crate::run::{command, output, step, succeeds};
 
 /// kind's own node image for its default Kubernetes, pinned (kind v0.33.0, pkg/apis/config/defaults).
 pub const KIND_NODE_IMAGE: &str =
@@ -28,15 +28,19 @@ pub enum Site {
 }
 
 impl Site {
-    /// Takes what `ISTHMUS_LAB_DOCKER` says (`own`, `machine`), else the machine's daemon if one answers.
+    /// Takes what `ISTHMUS_LAB_DOCKER` says (`own`, `machine`); else the machine's daemon if one answers and
+    /// kind's node image is there or can be pulled.
     pub fn choose() -> Result<Self> {
         match std::env::var("ISTHMUS_LAB_DOCKER").as_deref() {
             Ok("own") => Ok(Self::Own),
-            Ok("machine") => Ok(Self::Machine),
+            Ok("machine") => {
+                pull_node_image().context("say ISTHMUS_LAB_DOCKER=own to run without a registry")?;
+                Ok(Self::Machine)
+            }
             Ok(other) if other != "auto" && !other.is_empty() => {
                 bail!("ISTHMUS_LAB_DOCKER={other}: say own, machine or auto")
             }
-            _ if succeeds(&mut command("docker", ["info"])) => Ok(Self::Machine),
+            _ if succeeds(&mut command("docker", ["info"])) && pull_node_image().is_ok() => Ok(Self::Machine),
             _ => Ok(Self::Own),
         }
     }
@@ -69,6 +73,14 @@ impl Site {
         docker
     }
 
+    /// A call of kind. It ends when this process does: one that outlived us would go on with nodes of the same
+    /// name that the next `lab up` makes.
+    pub fn kind(self, places: &Places) -> Command {
+        let mut kind = self.command(places, "setpriv");
+        kind.args(["--pdeathsig", "KILL"]).arg(places.lab_bin().join("kind"));
+        kind
+    }
+
     /// Links the tools into the folder that [`Site::command`] puts first in PATH.
     pub fn install_tools(self, places: &Places, kind: &Path, kubectl: &Path) -> Result<()> {
         let folder = places.lab_bin();
@@ -85,6 +97,14 @@ impl Site {
         }
         Ok(())
     }
+}
+
+fn pull_node_image() -> Result<()> {
+    if succeeds(&mut command("docker", ["image", "inspect", KIND_NODE_IMAGE])) {
+        return Ok(());
+    }
+    step("pulling kind's node image", || output(&mut command("docker", ["pull", "--quiet", KIND_NODE_IMAGE])))
+        .map(drop)
 }
 
 fn find_in_path(name: &str) -> Option<PathBuf> {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::site::{KIND_NODE_IMAGE, Site};
 use super::{Record, clusters, daemon, down, ensure_root, exclusive, machine, oci_runtime, status};
@@ -39,7 +39,7 @@ pub fn up(places: &Places, name: &str) -> Result<()> {
     site.install_tools(places, &kind, &kubectl)?;
     let image = match &node_image {
         Some(image) => start_own_docker(places, image)?,
-        None => pull_node_image(places)?,
+        None => KIND_NODE_IMAGE.to_owned(),
     };
     clusters::create_all(
         places,
@@ -94,17 +94,4 @@ fn drop_old_node_images(places: &Places) -> Result<()> {
         output(&mut Site::Own.docker(places, ["image", "rm", "--force", id]))?;
     }
     Ok(())
-}
-
-fn pull_node_image(places: &Places) -> Result<String> {
-    let site = Site::Machine;
-    if succeeds(&mut site.docker(places, ["image", "inspect", KIND_NODE_IMAGE]))
-        || step("pulling kind's node image", || {
-            output(&mut site.docker(places, ["pull", "--quiet", KIND_NODE_IMAGE]))
-        })
-        .is_ok()
-    {
-        return Ok(KIND_NODE_IMAGE.to_owned());
-    }
-    bail!("this machine's Docker cannot pull {KIND_NODE_IMAGE}: run again with ISTHMUS_LAB_DOCKER=own")
 }
