@@ -121,6 +121,11 @@ impl SendBatch {
         self.filled.push((to, length));
     }
 
+    /// Drops all.
+    pub fn clear(&mut self) {
+        self.filled.clear();
+    }
+
     /// Sends all, in order.
     pub fn flush(&mut self, port: &UdpPort) -> Sent {
         let mut result = Sent::default();

@@ -24,6 +24,13 @@ const PADDED_UP_TO: usize = 1280;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelId(u32);
 
+impl TunnelId {
+    /// As a number, for an event loop that needs one.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// What shall be done after an event was handled.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<'b> {
@@ -108,6 +115,8 @@ pub struct Engine {
     next_tick: Instant,
     next_index: u32,
     next_id: u32,
+    /// Before the first configuration nobody can say which of our keys the peers use.
+    configured: bool,
 }
 
 impl Engine {
@@ -122,6 +131,7 @@ impl Engine {
             next_tick: now + TICK,
             next_index: first_index & 0x00ff_ffff,
             next_id: 0,
+            configured: false,
         }
     }
 
@@ -177,6 +187,8 @@ impl Engine {
                 None => self.add(name, key, tunnel, now),
             }
         }
+        self.configured = true;
+        self.retire(now);
         refusals
     }
 
@@ -526,8 +538,10 @@ impl Engine {
                 entry.pairings.retain(|index| !gone.contains(index));
             }
         }
-        let used: BTreeSet<PublicKey> = self.pairings.values().map(|pairing| pairing.own).collect();
-        self.own.retain(|own| Some(own.public) == newest || used.contains(&own.public));
+        if self.configured {
+            let used: BTreeSet<PublicKey> = self.pairings.values().map(|pairing| pairing.own).collect();
+            self.own.retain(|own| Some(own.public) == newest || used.contains(&own.public));
+        }
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
             self.choose_sending(id);
         }

@@ -1,2 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-fn main() {}
+//! `isthmus-dataplane`: tunnels and probes of a node, in a process that does not stop when the agent does.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use isthmus_dataplane::Options;
+use isthmus_model::ownership::{DATAPLANE_SOCKET, STATE_DIR};
+use tracing_subscriber::EnvFilter;
+
+/// Tunnels and probes of a node. The agent configures it through the socket.
+#[derive(Parser)]
+#[command(name = "isthmus-dataplane", version)]
+struct Arguments {
+    /// Unix socket for the agent.
+    #[arg(long, default_value = DATAPLANE_SOCKET)]
+    socket: PathBuf,
+    /// Directory of this node's state; the key is in keys/wireguard.key below it.
+    #[arg(long, default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let arguments = Arguments::parse();
+    Ok(isthmus_dataplane::run(&Options { socket: arguments.socket, state_dir: arguments.state_dir })?)
+}

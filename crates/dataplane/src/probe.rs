@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Probes: what is up is what answers, seen by the packets' own way.
+//!
+//! [`datagram`], [`path`] and [`mtu`] are pure; [`run`] has the sockets and the clock.
+
+mod datagram;
+mod mtu;
+mod path;
+mod run;
+
+pub(crate) use run::{ProbeThread, start};

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two namespaces that belong to two sleeping processes: when the test ends, so do they, and nothing is left.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use isthmus_dataplane::client::{self, Client, Event};
+use isthmus_model::dataplane::{
+    DataplaneConfig, DataplaneState, Probe, Report, Request, Tunnel, TunnelState,
+};
+use isthmus_model::ids::LinkName;
+use isthmus_model::ownership::{PROBE_PORT, WIREGUARD_PORT};
+
+pub const TUNNEL: &str = "iw-0123456789ab";
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Two gateways that are joined and configured.
+pub struct Pair {
+    pub east: Side,
+    pub west: Side,
+    pub east_key: String,
+    west_key: String,
+}
+
+pub struct Side {
+    name: &'static str,
+    holder: Child,
+    process: Option<Child>,
+    dir: tempfile::TempDir,
+    client: Option<Client>,
+    owner: Option<OwnedFd>,
+    events: Mutex<(Option<Receiver<Event>>, DataplaneState)>,
+}
+
+/// The pair, or a word that the test is skipped.
+pub fn as_root(test: &str) -> Option<Pair> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(Pair::new());
+    }
+    eprintln!("{test}: skipped: needs root");
+    None
+}
+
+/// The tunnel of a state.
+///
+/// # Panics
+/// When the state has none.
+pub fn tunnel(state: &DataplaneState) -> &TunnelState {
+    &state.tunnels[&TUNNEL.parse::<LinkName>().unwrap()]
+}
+
+/// Packets lost, of what ping(8) says at its end.
+pub fn ping_loss(output: &str) -> i64 {
+    let number = |word: &str| -> Option<i64> {
+        let line = output.lines().find(|line| line.contains("packets transmitted"))?;
+        let part = line.split(',').find(|part| part.contains(word))?;
+        part.split_whitespace().next()?.parse().ok()
+    };
+    match (number("transmitted"), number("received")) {
+        (Some(sent), Some(received)) => sent - received,
+        _ => -1,
+    }
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (mut east, mut west) = (Side::new("east"), Side::new("west"));
+        east.run(&format!("ip link add wire type veth peer name wire netns {}", west.holder.id()));
+        for (side, number) in [(&east, 1), (&west, 2)] {
+            side.run(&format!(
+                "ip link set lo up; ip addr add 192.0.2.{number}/24 dev wire; ip link set wire up; \
+                 ip addr add 10.{number}.0.0/32 dev lo; ip addr add fd0{number}::/128 dev lo"
+            ));
+        }
+        east.connect(false);
+        west.connect(false);
+        let (east_key, west_key) = (east.state().public_key.unwrap(), west.state().public_key.unwrap());
+        let mut pair = Self { east, west, east_key, west_key };
+        pair.configure();
+        for (side, ours, theirs) in [(&pair.east, 1, 2), (&pair.west, 2, 1)] {
+            side.eventually("ip link", |links| links.contains(TUNNEL));
+            side.run(&format!(
+                "ip link set {TUNNEL} up; ip route add 10.{theirs}.0.0/16 dev {TUNNEL} src 10.{ours}.0.0; \
+                 ip -6 route add fd0{theirs}::/64 dev {TUNNEL} src fd0{ours}::"
+            ));
+        }
+        pair
+    }
+
+    /// Configures both, with the keys that are known.
+    pub fn configure(&mut self) {
+        let (east, west) = (config("west", &self.west_key, 1, 2), config("east", &self.east_key, 2, 1));
+        self.east.request(&Request::Configure(east));
+        self.west.request(&Request::Configure(west));
+        self.east.until("the tunnel is told", |state| !state.tunnels.is_empty());
+        self.west.until("the tunnel is told", |state| !state.tunnels.is_empty());
+    }
+
+    /// Everything on the wire from now on.
+    pub fn capture(&self) -> Capture {
+        let file = self.west.dir.path().join("wire.pcap");
+        let child = self
+            .west
+            .command(&format!("exec tcpdump -U --immediate-mode -Z root -s 0 -i wire -w {}", file.display()))
+            .spawn()
+            .unwrap();
+        let capture = Capture { child, file };
+        let begun = || std::fs::metadata(&capture.file).is_ok_and(|file| file.len() > 0);
+        within(PATIENCE, "tcpdump writes", || begun().then_some(()));
+        capture
+    }
+}
+
+/// A running tcpdump(8).
+pub struct Capture {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// The bytes of the capture file.
+    pub fn stop(mut self) -> Vec<u8> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        self.child.wait().unwrap();
+        std::fs::read(&self.file).unwrap()
+    }
+}
+
+/// A program that runs beside the test.
+pub struct Running(Child);
+
+impl Running {
+    /// What it printed, once it has ended.
+    pub fn output(mut self) -> String {
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        self.0.wait().unwrap();
+        text
+    }
+}
+
+impl Side {
+    fn new(name: &'static str) -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo ready; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare(1) of util-linux runs");
+        let mut ready = [0; 6];
+        holder.stdout.as_mut().unwrap().read_exact(&mut ready).expect("a namespace");
+        let mut side = Self {
+            name,
+            holder,
+            process: None,
+            dir: tempfile::tempdir().unwrap(),
+            client: None,
+            owner: None,
+            events: Mutex::new((None, DataplaneState::default())),
+        };
+        side.start();
+        side
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let net = format!("--net=/proc/{}/ns/net", self.holder.id());
+        command.args([&net, "sh", "-c", script]).stderr(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// Runs a shell command in the namespace, to its end.
+    pub fn run(&self, script: &str) -> String {
+        self.spawn(script).output()
+    }
+
+    /// Starts a shell command in the namespace.
+    pub fn spawn(&self, script: &str) -> Running {
+        let mut command = self.command(script);
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap())
+    }
+
+    /// Runs the command until it prints what is wanted.
+    pub fn eventually(&self, script: &str, wanted: impl Fn(&str) -> bool) {
+        let mut last = String::new();
+        within(PATIENCE, script, || {
+            last = self.run(&format!("{{ {script}; }} 2>/dev/null"));
+            wanted(&last).then_some(())
+        });
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("run/dataplane.sock")
+    }
+
+    /// Starts the data plane process.
+    pub fn start(&mut self) {
+        let serve = std::env::current_exe().unwrap();
+        let serve = serve.parent().and_then(|deps| deps.parent()).unwrap().join("examples/serve");
+        let log = self.dir.path().join("log");
+        let script = format!(
+            "exec {} {} {} 2>>{}",
+            serve.display(),
+            self.socket().display(),
+            self.dir.path().join("state").display(),
+            log.display()
+        );
+        self.process = Some(self.command(&script).spawn().unwrap());
+    }
+
+    /// Kills it, as the kernel does when memory is short.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Connects as an agent does, bringing the owner socket or not.
+    pub fn connect(&mut self, bring_owner: bool) {
+        let brought = if bring_owner { self.owner.take() } else { None };
+        let socket = self.socket();
+        let (client, owner) = within(PATIENCE, "the data plane answers", || {
+            client::connect(&socket, brought.as_ref().map(AsFd::as_fd)).ok()
+        });
+        let (sender, receiver) = channel();
+        client.listen(move |event| _ = sender.send(event)).unwrap();
+        self.client = Some(client);
+        self.owner = Some(owner);
+        *self.events.lock().unwrap() = (Some(receiver), DataplaneState::default());
+        self.until("a first state", |state| state.public_key.is_some());
+    }
+
+    /// Ends the connection, as an agent that is killed.
+    pub fn hang_up(&mut self) {
+        self.client = None;
+        self.owner = None;
+    }
+
+    /// The netlink port of the owner socket: its name as the kernel knows it.
+    pub fn owner_port(&self) -> u32 {
+        let owner = self.owner.as_ref().unwrap().as_raw_fd();
+        nix::sys::socket::getsockname::<nix::sys::socket::NetlinkAddr>(owner).unwrap().pid()
+    }
+
+    pub fn request(&mut self, request: &Request) {
+        self.client.as_mut().unwrap().request(request).unwrap();
+    }
+
+    /// The state that was told last.
+    pub fn state(&self) -> DataplaneState {
+        self.events.lock().unwrap().1.clone()
+    }
+
+    /// Waits until a state says it; that state.
+    pub fn until(&self, what: &str, wanted: impl Fn(&DataplaneState) -> bool) -> DataplaneState {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + PATIENCE;
+        let mut failed = Vec::new();
+        loop {
+            let known = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wanted(&events.1)));
+            if known.unwrap_or(false) {
+                return events.1.clone();
+            }
+            let wait = deadline.saturating_duration_since(Instant::now());
+            match events.0.as_ref().unwrap().recv_timeout(wait) {
+                Ok(Event::Report(Report::State(state))) => events.1 = state,
+                Ok(Event::Report(Report::Failed(text))) => failed.push(text),
+                other => {
+                    let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                    panic!(
+                        "{}: not within {PATIENCE:?}: {what}; last {:#?}; failures {failed:?}; {other:?}\n{log}",
+                        self.name, events.1
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        for child in [self.process.as_mut(), Some(&mut self.holder)].into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn config(peer: &str, peer_key: &str, ours: u8, theirs: u8) -> DataplaneConfig {
+    let device: LinkName = TUNNEL.parse().unwrap();
+    let tunnel = Tunnel {
+        peer: peer.parse().unwrap(),
+        peer_key: peer_key.to_owned(),
+        endpoint: Some(format!("192.0.2.{theirs}:{WIREGUARD_PORT}").parse().unwrap()),
+        allowed: [format!("10.{theirs}.0.0/16"), format!("fd0{theirs}::/64")]
+            .iter()
+            .map(|a| a.parse().unwrap())
+            .collect(),
+        keepalive_s: 15,
+    };
+    let probe = Probe {
+        target: format!("10.{theirs}.0.0:{PROBE_PORT}").parse().unwrap(),
+        source: Some(format!("10.{ours}.0.0").parse().unwrap()),
+        device: Some(device.clone()),
+        interval_ms: 250,
+        down_after: 3,
+        mtu_max: Some(1420),
+    };
+    DataplaneConfig {
+        gateway: true,
+        listen_port: WIREGUARD_PORT,
+        tunnels: BTreeMap::from([(device, tunnel)]),
+        probes: BTreeMap::from([("tunnel".to_owned(), probe)]),
+        respond_on: [format!("10.{ours}.0.0"), format!("192.0.2.{ours}")]
+            .iter()
+            .map(|a| a.parse().unwrap())
+            .collect(),
+    }
+}
