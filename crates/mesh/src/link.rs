@@ -41,8 +41,6 @@ pub use serve::{ServeLimits, serve};
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long each step from the handshake to the first Hello may take, the operator's answer included.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one frame may take to be written before the peer counts as too slow.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Something that happened on a link.
 #[derive(Debug)]
@@ -155,8 +153,8 @@ pub enum LinkError {
         message: String,
     },
     /// The peer does not read what is sent.
-    #[error("the peer did not take a message for {} s", WRITE_TIMEOUT.as_secs())]
-    Slow,
+    #[error("the peer did not take a message for {} s", .0.as_secs())]
+    Stalled(Duration),
     /// Another connection of the same peer took over.
     #[error("a newer connection of the peer took over")]
     Superseded,

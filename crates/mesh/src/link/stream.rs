@@ -9,12 +9,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::peer::Turn;
-use super::{LinkError, Peer, PeerEvent, PeerEventKind, WRITE_TIMEOUT};
+use super::{ADMISSION_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind};
 use crate::record::Announcement;
 use crate::wire::{ByeReason, Decoder, Event, Message, ProtocolError, Session, Timings, encode};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;
+/// How long saying goodbye may take.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A TLS stream that carries messages.
 pub(super) struct Frames<S> {
@@ -33,16 +35,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         timeout(limit, receive(&mut self.stream, &mut self.decoder)).await.map_err(silent)?
     }
 
-    /// Sends a message within [`WRITE_TIMEOUT`].
+    /// Sends a message within [`ADMISSION_TIMEOUT`].
     pub(super) async fn send(&mut self, message: &Message) -> Result<(), LinkError> {
-        write(&mut self.stream, &encode(message)).await
+        write(&mut self.stream, &encode(message), ADMISSION_TIMEOUT).await
     }
 
     /// Sends a last message and closes the stream in order.
     pub(super) async fn finish(mut self, last: &Message) {
         // The connection ends either way; that the peer learns why is a courtesy.
         if self.send(last).await.is_ok() {
-            let _ = timeout(WRITE_TIMEOUT, self.stream.shutdown()).await;
+            let _ = timeout(ADMISSION_TIMEOUT, self.stream.shutdown()).await;
         }
     }
 }
@@ -61,12 +63,16 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), decoder: &mut Decoder) -
     }
 }
 
-async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), LinkError> {
+async fn write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    frame: &[u8],
+    limit: Duration,
+) -> Result<(), LinkError> {
     let written = async {
         stream.write_all(frame).await?;
         stream.flush().await
     };
-    timeout(WRITE_TIMEOUT, written).await.map_err(|_| LinkError::Slow)?.map_err(LinkError::Broken)
+    timeout(limit, written).await.map_err(|_| LinkError::Stalled(limit))?.map_err(LinkError::Broken)
 }
 
 /// What a conversation needs beside the stream.
@@ -93,9 +99,10 @@ impl Conversation {
         let (mut reader, mut writer) = tokio::io::split(stream);
         // One frame at a time: whatever changes while it is being written is told in its latest form.
         let (outgoing, mut queue) = mpsc::channel::<Message>(1);
+        let stalled_after = self.timings.stalled_after;
         let writing = async {
             while let Some(message) = queue.recv().await {
-                if let Err(fault) = write(&mut writer, &encode(&message)).await {
+                if let Err(fault) = write(&mut writer, &encode(&message), stalled_after).await {
                     return fault;
                 }
             }
@@ -110,10 +117,11 @@ impl Conversation {
         };
         if let Some(bye) = farewell(&fault) {
             let parting = async {
-                write(&mut writer, &encode(&bye)).await?;
+                write(&mut writer, &encode(&bye), FAREWELL_TIMEOUT).await?;
                 writer.shutdown().await.map_err(LinkError::Broken)
             };
-            let _ = timeout(Duration::from_secs(1), parting).await;
+            // A courtesy: the connection ends either way.
+            let _ = timeout(FAREWELL_TIMEOUT, parting).await;
         }
         fault
     }

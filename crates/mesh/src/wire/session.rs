@@ -20,18 +20,24 @@ const SENDING: Rate = Rate::new(50, 500);
 /// delayed burst is no offence.
 const TAKING: Rate = Rate::new(100, 1000);
 
-/// How often a side is heard, and how long it may be silent.
+/// How often a side is heard, and how long it may be silent or deaf.
 #[derive(Clone, Copy, Debug)]
 pub struct Timings {
     /// Between two pings.
     pub heartbeat: Duration,
     /// Without any message for this long the peer counts as gone.
     pub dead_after: Duration,
+    /// A peer that takes longer than this to take one frame counts as stalled.
+    pub stalled_after: Duration,
 }
 
 impl Default for Timings {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(1), dead_after: Duration::from_secs(5) }
+        Self {
+            heartbeat: Duration::from_secs(1),
+            dead_after: Duration::from_secs(5),
+            stalled_after: Duration::from_secs(10),
+        }
     }
 }
 
