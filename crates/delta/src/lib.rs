@@ -80,7 +80,7 @@ mod tests {
             for wanted in &maps {
                 let delta = Delta::between(actual, wanted);
                 let mut result = actual.clone();
-                delta.remove.keys().for_each(|key| drop(result.remove(key)));
+                result.retain(|key, _| !delta.remove.contains_key(key));
                 result.extend(delta.put);
                 assert_eq!(&result, wanted);
             }
@@ -91,7 +91,7 @@ mod tests {
     fn map_of_digits(mut number: u32) -> BTreeMap<u8, u8> {
         let mut map = BTreeMap::new();
         for key in 0..3 {
-            if number % 3 > 0 {
+            if !number.is_multiple_of(3) {
                 map.insert(key, (number % 3) as u8);
             }
             number /= 3;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The one place that knows in which order the kernel's tables change.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use isthmus_delta::Outcome;
@@ -19,34 +18,24 @@ use crate::sysctl;
 use crate::table::{Table, Tracked};
 use crate::wire::Wire;
 
-/// What became of one convergence.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcomes {
-    /// Entries made, changed or taken away.
-    pub changed: usize,
-    /// What could not be done: the entry in words, and why. Everything else is as wanted.
-    pub failed: BTreeMap<String, String>,
+/// What became of one convergence: entries are named in words ("route 10.0.0.0/8 table 254 metric 0").
+pub type Outcomes = Outcome<String>;
+
+/// Adds what became of one table.
+fn take<K: Ord>(
+    out: &mut Outcomes,
+    table: &str,
+    result: io::Result<Outcome<K>>,
+    name: impl Fn(&K) -> String,
+) {
+    match result {
+        Ok(outcome) => out.absorb(outcome, name),
+        Err(error) => fail(out, table, error),
+    }
 }
 
-impl Outcomes {
-    /// Everything is as wanted.
-    pub fn is_clean(&self) -> bool {
-        self.failed.is_empty()
-    }
-
-    fn take<K: Ord>(&mut self, table: &str, result: io::Result<Outcome<K>>, name: impl Fn(&K) -> String) {
-        match result {
-            Ok(outcome) => {
-                self.changed += outcome.changed;
-                self.failed.extend(outcome.failed.into_iter().map(|(key, error)| (name(&key), error)));
-            }
-            Err(error) => drop(self.failed.insert(table.to_owned(), error.to_string())),
-        }
-    }
-
-    fn fail(&mut self, what: &str, error: impl ToString) {
-        self.failed.insert(what.to_owned(), error.to_string());
-    }
+fn fail(out: &mut Outcomes, what: &str, error: impl ToString) {
+    out.failed.insert(what.to_owned(), error.to_string());
 }
 
 /// Proof that every watch has listed once: before that, "not wanted" may only mean "not heard of yet", and nothing may
@@ -122,7 +111,7 @@ impl Tables {
 
     fn observe(&mut self, out: &mut Outcomes) {
         let Self { wire, links, .. } = self;
-        let mut read = |what: &str, result: io::Result<()>| result.unwrap_or_else(|e| out.fail(what, e));
+        let mut read = |what: &str, result: io::Result<()>| result.unwrap_or_else(|e| fail(out, what, e));
         read("read links", links.observe(wire));
         let all = links.names(|_| true);
         let vxlan = links.names(|link| link.is_our_vxlan());
@@ -132,7 +121,7 @@ impl Tables {
         read("read neighbours", self.neighbours.observe(wire, &vxlan));
         read("read forwarding entries", self.forwarding.observe(wire, &vxlan));
         if let Err(error) = self.nft.observe() {
-            out.fail("read nftables", chain(&error));
+            fail(out, "read nftables", chain(&error));
         }
         self.observed = true;
     }
@@ -147,32 +136,32 @@ impl Tables {
         let forwarding = self.forwarding.diff(&want.fdb);
 
         // Close: what leads somewhere goes before what it leads through.
-        out.take("rules", self.rules.apply_removals(wire, &rules), Rules::name);
-        out.take("routes", self.routes.apply_removals(wire, &routes), Routes::name);
+        take(out, "rules", self.rules.apply_removals(wire, &rules), Rules::name);
+        take(out, "routes", self.routes.apply_removals(wire, &routes), Routes::name);
 
         // One transaction: it closes and opens at once, and the links that it names need not exist.
         match self.nft.apply(&want.nft) {
             Ok(changed) => out.changed += usize::from(changed),
-            Err(error) => out.fail("nftables", chain(&error)),
+            Err(error) => fail(out, "nftables", chain(&error)),
         }
 
-        out.take("neighbours", self.neighbours.apply_removals(wire, &neighbours), Neighbours::name);
-        out.take("forwarding", self.forwarding.apply_removals(wire, &forwarding), Forwarding::name);
-        out.take("addresses", self.addresses.apply_removals(wire, &addresses), Addresses::name);
+        take(out, "neighbours", self.neighbours.apply_removals(wire, &neighbours), Neighbours::name);
+        take(out, "forwarding", self.forwarding.apply_removals(wire, &forwarding), Forwarding::name);
+        take(out, "addresses", self.addresses.apply_removals(wire, &addresses), Addresses::name);
         let gone = self.links.apply_removals(wire, &want.links);
         let remade = gone.as_ref().is_ok_and(|outcome| outcome.changed > 0);
-        out.take("links", gone, |link| format!("link {link}"));
+        take(out, "links", gone, |link| format!("link {link}"));
 
         // Create: what others refer to.
-        out.take("links", self.links.apply_puts(wire, &want.links), |link| format!("link {link}"));
-        out.take("sysctls", Ok(sysctl::apply(&want.sysctls)), |path| format!("setting {path}"));
-        out.take("addresses", self.addresses.apply_puts(wire, &addresses), Addresses::name);
-        out.take("forwarding", self.forwarding.apply_puts(wire, &forwarding), Forwarding::name);
-        out.take("neighbours", self.neighbours.apply_puts(wire, &neighbours), Neighbours::name);
+        take(out, "links", self.links.apply_puts(wire, &want.links), |link| format!("link {link}"));
+        take(out, "sysctls", Ok(sysctl::apply(&want.sysctls)), |path| format!("setting {path}"));
+        take(out, "addresses", self.addresses.apply_puts(wire, &addresses), Addresses::name);
+        take(out, "forwarding", self.forwarding.apply_puts(wire, &forwarding), Forwarding::name);
+        take(out, "neighbours", self.neighbours.apply_puts(wire, &neighbours), Neighbours::name);
 
         // Open.
-        out.take("routes", self.routes.apply_puts(wire, &routes), Routes::name);
-        out.take("rules", self.rules.apply_puts(wire, &rules), Rules::name);
+        take(out, "routes", self.routes.apply_puts(wire, &routes), Routes::name);
+        take(out, "rules", self.rules.apply_puts(wire, &rules), Rules::name);
 
         // A link that was made anew took its entries with it: they are observed as missing by the next pass.
         self.observed &= !remade;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -65,6 +66,7 @@ pub struct Kernel {
     jobs: mpsc::Sender<Job>,
     namespace: PathBuf,
     port: u32,
+    nft_fd: OwnedFd,
 }
 
 type Job = Box<dyn FnOnce(&mut Tables) + Send>;
@@ -78,6 +80,7 @@ impl Kernel {
     /// The network namespace at `path`; `nft` must have been opened in it.
     pub fn open_in(path: &Path, nft: Nft) -> Result<Self, KernelError> {
         let namespace = std::fs::File::open(path)?;
+        let nft_fd = nft.fd().try_clone_to_owned()?;
         let (jobs, work) = mpsc::channel::<Job>();
         let (opened, ready) = mpsc::channel();
         thread::Builder::new().name("kernel".into()).spawn(move || {
@@ -93,7 +96,7 @@ impl Kernel {
             work.iter().for_each(|job| job(&mut tables));
         })?;
         let port = ready.recv().map_err(|_| io::Error::other("the kernel thread ended"))??;
-        Ok(Self { jobs, namespace: path.to_owned(), port })
+        Ok(Self { jobs, namespace: path.to_owned(), port, nft_fd })
     }
 
     /// Makes our nftables table from `base` if there is none. One that outlived its owner is taken over as it is.
@@ -105,6 +108,7 @@ impl Kernel {
 
     /// Talks to nftables through another socket from now on; the next convergence takes over the table through it.
     pub async fn replace_nft(&mut self, nft: Nft) -> Result<(), KernelError> {
+        self.nft_fd = nft.fd().try_clone_to_owned()?;
         Ok(self.work(move |tables| tables.replace_nft(nft)).await?)
     }
 
@@ -118,6 +122,11 @@ impl Kernel {
     pub async fn advance(&mut self, want: &Desired, sync: InSync) -> Outcomes {
         let want = want.clone();
         self.work(move |tables| tables.advance(&want, sync)).await.unwrap_or_else(ended)
+    }
+
+    /// The socket that owns our nftables table, to be passed on.
+    pub fn nft_fd(&self) -> BorrowedFd<'_> {
+        self.nft_fd.as_fd()
     }
 
     /// Reads links, addresses and default routes.

@@ -18,10 +18,10 @@ use isthmus_model::nft::{Chain, Ruleset, Set};
 use isthmus_model::ownership::NFT_TABLE;
 use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
 
-use crate::wire::{Refusal, Wire};
+use crate::wire::{Refusal, Wire, attributes_of};
 use attributes::Attributes;
 use set::{Element, elements, shape};
-use transaction::{GET_CHAIN, GET_SET, GET_TABLE, Transaction, changes, request};
+use transaction::{GET_CHAIN, GET_SET, GET_TABLE, Transaction, changes, hook_number, kind_name, request};
 
 const FLAG_OWNER: u32 = 2;
 const FLAG_PERSIST: u32 = 4;
@@ -124,27 +124,35 @@ impl Nft {
         Ok(())
     }
 
-    /// Replaces everything in the table in one transaction: there is no moment without rules.
+    /// Replaces everything in the table in one transaction: there is no moment without rules. Chains that hang where
+    /// they shall stay, so that no hook is taken out of the path.
     fn rebuild(&mut self, wanted: &Ruleset) -> Result<(), NftError> {
-        let (mut chains, mut sets) = (Vec::new(), Vec::new());
+        let (mut chains, mut sets) = (BTreeMap::new(), Vec::new());
         if self.table()?.is_some() {
             // By itself: the kernel makes no base chain in the transaction that changes a table's owner.
             self.adopt()?;
-            chains = self.names(GET_CHAIN, 3)?;
-            sets = self.names(GET_SET, 2)?;
+            chains = self.objects(GET_CHAIN)?.iter().filter_map(chain_place).collect();
+            sets = self.objects(GET_SET)?.iter().filter_map(set_name).collect();
         }
         let contents = contents(wanted);
+        let stays =
+            |name: &str| wanted.chains.get(name).is_some_and(|chain| chains.get(name) == Some(&place(chain)));
         let build = |flags: u32| {
             let mut build = Transaction::default();
             build.table(flags);
-            chains.iter().for_each(|chain| build.delete_rules(chain));
-            chains.iter().for_each(|chain| build.delete_chain(chain));
+            chains.keys().for_each(|chain| build.delete_rules(chain));
+            chains.keys().filter(|chain| !stays(chain)).for_each(|chain| build.delete_chain(chain));
             sets.iter().for_each(|set| build.delete_set(set));
             for (name, set) in &wanted.sets {
                 build.new_set(name, set);
                 build.add_elements(name, &contents[name]);
             }
-            wanted.chains.iter().for_each(|(name, chain)| build.new_chain(name, chain));
+            for (name, chain) in &wanted.chains {
+                if !stays(name) {
+                    build.new_chain(name, chain);
+                }
+                build.new_rules(name, chain);
+            }
             build
         };
         self.commit_owned(build)?;
@@ -196,17 +204,13 @@ impl Nft {
         }
     }
 
-    /// Names of the objects of one kind in our table.
-    fn names(&mut self, kind: u16, name_number: u16) -> Result<Vec<String>, NftError> {
+    /// The attributes of all objects of one kind in our table.
+    fn objects(&mut self, kind: u16) -> Result<Vec<Object>, NftError> {
         let ask = request(kind, 0, Attributes::default().text(1, NFT_TABLE));
-        let answers = self.wire.dump(&ask)?;
-        let text = |value: &[u8]| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
-        let name = |answer| {
-            let attributes: BTreeMap<u16, Vec<u8>> = transaction::attributes(answer).into_iter().collect();
-            let ours = attributes.get(&1).is_some_and(|table| text(table) == NFT_TABLE);
-            ours.then(|| attributes.get(&name_number).map(|name| text(name))).flatten()
-        };
-        Ok(answers.iter().filter_map(name).collect())
+        let objects = self.wire.dump(&ask)?;
+        let objects =
+            objects.iter().map(|answer| transaction::attributes(answer).into_iter().collect::<Object>());
+        Ok(objects.filter(|object| text(object, 1).as_deref() == Some(NFT_TABLE)).collect())
     }
 
     /// Removes the table (uninstall). Absent is fine.
@@ -220,6 +224,38 @@ impl Nft {
         removal.delete_table();
         removal.commit(&mut self.wire)?.map_err(|refusal| NftError::Refused(refusal.to_string()))
     }
+}
+
+/// Attributes by number.
+type Object = BTreeMap<u16, Vec<u8>>;
+
+fn text(object: &Object, number: u16) -> Option<String> {
+    let bytes = object.get(&number)?;
+    Some(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
+}
+
+fn set_name(set: &Object) -> Option<String> {
+    text(set, 2)
+}
+
+/// A chain's name and where it hangs.
+fn chain_place(chain: &Object) -> Option<(String, Place)> {
+    let hook: Object = chain.get(&4).map(|hook| owned_attributes(hook)).unwrap_or_default();
+    let number = |number: u16| hook.get(&number).and_then(|b| <[u8; 4]>::try_from(b.as_slice()).ok());
+    let kind = text(chain, 7).unwrap_or_default();
+    let place = (number(1).map(u32::from_be_bytes), number(2).map(i32::from_be_bytes), kind);
+    Some((text(chain, 3)?, place))
+}
+
+fn owned_attributes(bytes: &[u8]) -> Object {
+    attributes_of(bytes).map(|(kind, value)| (kind, value.to_vec())).collect()
+}
+
+/// Hook number, priority, type.
+type Place = (Option<u32>, Option<i32>, String);
+
+fn place(chain: &Chain) -> Place {
+    (Some(hook_number(chain.hook)), Some(chain.priority), kind_name(chain.kind).to_owned())
 }
 
 #[derive(Clone, Copy, Default)]
@@ -263,10 +299,14 @@ fn change(
         .collect();
     // A set can only go when no rule looks into it: then all rules are written anew.
     let rewrite = !stale_sets.is_empty();
-    let changed = |name: &String, chain: &Chain| rewrite || wanted.chains.get(name) != Some(chain);
-    for (name, _) in old.chains.iter().filter(|(name, chain)| changed(name, chain)) {
+    let stays =
+        |name: &str, chain: &Chain| wanted.chains.get(name).is_some_and(|other| place(other) == place(chain));
+    let changed = |name: &String| rewrite || wanted.chains.get(name) != old.chains.get(name);
+    for (name, chain) in old.chains.iter().filter(|(name, _)| changed(name)) {
         change.delete_rules(name);
-        change.delete_chain(name);
+        if !stays(name, chain) {
+            change.delete_chain(name);
+        }
     }
     stale_sets.iter().for_each(|name| change.delete_set(name));
     for (name, set) in &wanted.sets {
@@ -279,10 +319,11 @@ fn change(
         change.delete_elements(name, delete);
         change.add_elements(name, add);
     }
-    for (name, chain) in &wanted.chains {
-        if old.chains.get(name).is_none_or(|known| changed(name, known)) {
+    for (name, chain) in wanted.chains.iter().filter(|(name, _)| changed(name)) {
+        if !old.chains.get(name).is_some_and(|known| stays(name, known)) {
             change.new_chain(name, chain);
         }
+        change.new_rules(name, chain);
     }
     change
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -52,6 +52,8 @@ pub struct PodLinkMade {
     pub host_index: u32,
     /// Interface index inside the pod.
     pub pod_index: u32,
+    /// A link of the same name was there and went: with it went the routes that led to it.
+    pub replaced: bool,
 }
 
 /// A pod's link as found on the node.
@@ -137,6 +139,18 @@ impl PodLinks {
         }
     }
 
+    /// Brings the host end back to what `add` made of it, after someone took it down. A missing host end cannot be
+    /// brought back (`Broken`): the pod's end is gone with it.
+    pub fn restore(&self, wanted: &PodLink) -> Result<(), PodLinkError> {
+        let path = Path::new("/proc/thread-self/fd").join(self.host_ns.as_raw_fd().to_string());
+        let restored = netns::run(&path, || {
+            let index = link_index(&wanted.host_link).map_err(PodLinkError::Broken)?;
+            set_host_end(&wanted.host_link)?;
+            self.on_host(|wire| execute_all(wire, "restore the host end", &messages::host_end(wanted, index)))
+        });
+        restored?
+    }
+
     /// Checks that the link is as `add` made it.
     pub fn check(&self, wanted: &PodLink) -> Result<(), PodLinkError> {
         let seen = self.list()?;
@@ -167,22 +181,23 @@ impl PodLinks {
         let outside = |source| PodLinkError::Namespace { path: wanted.netns_path.clone(), source };
         netns::enter(pod_ns.as_fd()).map_err(outside)?;
         let mut pod = Wire::open_route()?;
-        self.create(&mut pod, wanted)?;
+        let replaced = self.create(&mut pod, wanted)?;
         let made = self.configure(&mut pod, wanted);
         if made.is_err() {
             // The first error is the one to tell.
             let _ = self.del(&wanted.host_link);
         }
-        made
+        made.map(|made| PodLinkMade { replaced, ..made })
     }
 
-    fn create(&self, pod: &mut Wire, wanted: &PodLink) -> Result<(), PodLinkError> {
+    fn create(&self, pod: &mut Wire, wanted: &PodLink) -> Result<bool, PodLinkError> {
         let request = messages::create(wanted, self.host_ns.as_fd());
+        let mut replaced = false;
         for attempt in 0..2 {
             match pod.execute_one(request.clone())? {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(replaced),
                 Err(refusal) if refusal.errno == libc::EEXIST && attempt == 0 => {
-                    self.del(&wanted.host_link)?;
+                    replaced = self.del(&wanted.host_link)?;
                 }
                 Err(refusal) if refusal.errno == libc::EEXIST => break,
                 Err(refusal) => return Err(refused("make the veth pair", &refusal)),
@@ -205,7 +220,13 @@ impl PodLinks {
             execute_all(wire, "set up the host end", &messages::host_end(wanted, host_index))
         })?;
         execute_all(pod, "set up the pod's end", &messages::pod_end(wanted, pod_index))?;
-        Ok(PodLinkMade { host_mac: HOST_LINK_MAC, pod_mac: messages::pod_mac(wanted), host_index, pod_index })
+        Ok(PodLinkMade {
+            host_mac: HOST_LINK_MAC,
+            pod_mac: messages::pod_mac(wanted),
+            host_index,
+            pod_index,
+            replaced: false,
+        })
     }
 
     fn on_host<T>(&self, work: impl FnOnce(&mut Wire) -> T) -> T {

@@ -60,13 +60,12 @@ impl Transaction {
 
     pub(crate) fn new_chain(&mut self, name: &str, chain: &Chain) {
         let hook = Attributes::default().u32(1, hook_number(chain.hook)).u32(2, chain.priority as u32);
-        let kind = match chain.kind {
-            ChainKind::Filter => "filter",
-            ChainKind::Nat => "nat",
-            ChainKind::Route => "route",
-        };
-        let body = named(name, 3).nest(4, hook).u32(5, libc::NF_ACCEPT as u32).text(7, kind);
+        let body = named(name, 3).nest(4, hook).u32(5, libc::NF_ACCEPT as u32).text(7, kind_name(chain.kind));
         self.push(NEW_CHAIN, NLM_F_CREATE, body);
+    }
+
+    /// Appends the chain's rules.
+    pub(crate) fn new_rules(&mut self, name: &str, chain: &Chain) {
         chain.rules.iter().for_each(|rule| self.new_rule(name, rule));
     }
 
@@ -78,8 +77,7 @@ impl Transaction {
         self.push(DEL_RULE, 0, named(chain, 2));
     }
 
-    /// Appends a rule.
-    pub(crate) fn new_rule(&mut self, chain: &str, rule: &Rule) {
+    fn new_rule(&mut self, chain: &str, rule: &Rule) {
         let body = named(chain, 2).nest(4, expressions(rule)).bytes(7, &comment(&rule.comment));
         self.push(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, body);
     }
@@ -209,13 +207,23 @@ fn named(name: &str, number: u16) -> Attributes {
     Attributes::default().text(1, NFT_TABLE).text(number, name)
 }
 
-fn hook_number(hook: Hook) -> u32 {
+/// NF_INET_*.
+pub(crate) fn hook_number(hook: Hook) -> u32 {
     match hook {
         Hook::Prerouting => 0,
         Hook::Input => 1,
         Hook::Forward => 2,
         Hook::Output => 3,
         Hook::Postrouting => 4,
+    }
+}
+
+/// The kernel's word for a chain's type.
+pub(crate) fn kind_name(kind: ChainKind) -> &'static str {
+    match kind {
+        ChainKind::Filter => "filter",
+        ChainKind::Nat => "nat",
+        ChainKind::Route => "route",
     }
 }
 

@@ -230,18 +230,26 @@ async fn nodes_behind_a_router_reach_each_other_through_vxlan() {
         let (me, peer) = (at as u8 + 1, 2 - at as u8);
         let name = || "vxlan-isthmus".parse().unwrap();
         node.want.links.insert(name(), vxlan(&format!("192.0.2.{me}"), [2, 0, 0, 0, 0, me]));
-        let far: std::net::IpAddr = [10, 9, peer, 0].into();
-        node.want.addresses.insert((name(), net(&format!("10.9.{me}.0/32"))));
-        node.want.neighbours.insert((name(), far), [2, 0, 0, 0, 0, peer]);
         node.want.fdb.insert((name(), [2, 0, 0, 0, 0, peer]), [192, 0, 2, peer].into());
-        let mut route = leads_to(&[("vxlan-isthmus", Some(&far.to_string()))]);
-        if let RouteKind::Unicast(hops) = &mut route.kind {
-            hops[0].onlink = true;
+        let (near, far) = (
+            [format!("10.9.{me}.0"), format!("fd09:{me}::")],
+            [format!("10.9.{peer}.0"), format!("fd09:{peer}::")],
+        );
+        let pod = [format!("10.9.0.{peer}/32"), format!("fd09::{peer}/128")];
+        for ((near, far), pod) in near.iter().zip(&far).zip(&pod) {
+            let near: std::net::IpAddr = near.parse().unwrap();
+            node.want.addresses.insert((name(), near.into()));
+            node.want.neighbours.insert((name(), far.parse().unwrap()), [2, 0, 0, 0, 0, peer]);
+            let mut route = leads_to(&[("vxlan-isthmus", Some(far))]);
+            if let RouteKind::Unicast(hops) = &mut route.kind {
+                hops[0].onlink = true;
+            }
+            node.want.routes.insert(key(net(pod)), route);
         }
-        node.want.routes.insert(key(net(&format!("10.9.0.{peer}/32"))), route);
         settles(node).await;
         node.add_pod(&pods[at], me).await;
     }
-    pods[0].ping("10.9.0.2").unwrap();
-    pods[1].ping("10.9.0.1").unwrap();
+    for target in ["10.9.0.2", "fd09::2"] {
+        pods[0].ping(target).unwrap();
+    }
 }

@@ -109,6 +109,11 @@ async fn a_socket_that_was_passed_on_keeps_the_table_owned_when_its_opener_close
     assert!(node.namespace.sh("nft list table inet isthmus").contains("antispoof"));
 }
 
+/// The chain hangs elsewhere from then on: it is taken out and put in again.
+fn chain_moves(node: &mut Node, round: i32) {
+    node.want.nft.chains.get_mut("antispoof").unwrap().priority = -400 + round;
+}
+
 /// The answer of each of 3,000 packets is counted while rules are rebuilt: a moment without them would let some pass.
 #[tokio::test(flavor = "multi_thread")]
 async fn there_is_no_moment_without_rules_while_they_are_replaced() {
@@ -123,9 +128,15 @@ async fn there_is_no_moment_without_rules_while_they_are_replaced() {
     for round in 0..50 {
         let chain = node.want.nft.chains.get_mut("antispoof").unwrap();
         chain.rules[0].comment = format!("round {round}");
+        if round % 2 == 0 {
+            // As after a restart: nothing is remembered, everything is replaced.
+            let socket = node.kernel.nft_fd().try_clone_to_owned().unwrap();
+            node.kernel.replace_nft(Nft::from_fd(socket).unwrap()).await.unwrap();
+        }
+        if round % 7 == 0 {
+            chain_moves(&mut node, round);
+        }
         node.converge().await;
-        let fresh = open_nft(&node.namespace);
-        drop(fresh);
     }
     let output = flood.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -84,6 +84,7 @@ async fn adding_again_after_an_interrupted_add_replaces_what_was_left() {
     let (link, first) = node.add_pod(&pod, 1).await;
     let second = node.links.add(&link).unwrap();
     assert_ne!(first.host_index, second.host_index);
+    assert!(second.replaced && !first.replaced);
     node.links.check(&link).unwrap();
 }
 
@@ -124,6 +125,23 @@ async fn check_names_what_was_taken_from_a_pod() {
     assert!(error.contains("ist000000000001"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_end_that_was_taken_down_is_restored_with_all_that_went_with_it() {
+    let Some(lab) = Lab::new("restore") else { return };
+    let (mut node, one, two) = (Node::new(&lab, "node"), lab.namespace("one"), lab.namespace("two"));
+    node.add_pod(&one, 1).await;
+    let (link, _) = node.add_pod(&two, 2).await;
+    node.namespace.sh("ip link set ist000000000002 down; ip link set ist000000000002 alias other");
+    node.links.restore(&link).unwrap();
+    node.converge().await;
+    node.links.check(&link).unwrap();
+    one.ping("10.9.0.2").unwrap();
+    one.ping("fd09::2").unwrap();
+    node.links.del(&link.host_link).unwrap();
+    let error = node.links.restore(&link).unwrap_err().to_string();
+    assert!(error.contains("ist000000000002"), "{error}");
+}
+
 /// The bound is loose: the figure is printed, and measured by the benchmark.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_add_takes_milliseconds_not_tens() {
@@ -139,7 +157,30 @@ async fn an_add_takes_milliseconds_not_tens() {
     }
     times.sort();
     println!("ADD, link and rules: median {:?}, slowest {:?}", times[10], times[19]);
+    let start = Instant::now();
+    assert_eq!(node.converge().await.changed, 0);
+    println!("a pass over 20 pods that finds nothing to do: {:?}", start.elapsed());
+    let start = Instant::now();
+    node.links.del(&pod_link(&pods[0], 1).host_link).unwrap();
+    println!("DEL: {:?}", start.elapsed());
     assert!(times[10] < Duration::from_millis(30), "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_start_at_the_same_moment_all_get_their_links() {
+    let Some(lab) = Lab::new("at-once") else { return };
+    let node = Node::new(&lab, "node");
+    let pods: Vec<_> = (1..=16).map(|number| lab.namespace(&format!("pod-{number}"))).collect();
+    std::thread::scope(|scope| {
+        for (pod, number) in pods.iter().zip(1..) {
+            let (links, link) = (&node.links, pod_link(pod, number));
+            scope.spawn(move || links.add(&link).unwrap());
+        }
+    });
+    for (pod, number) in pods.iter().zip(1..) {
+        node.links.check(&pod_link(pod, number)).unwrap();
+    }
+    assert_eq!(node.links.list().unwrap().len(), 16);
 }
 
 #[tokio::test(flavor = "multi_thread")]
