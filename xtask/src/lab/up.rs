@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::site::{KIND_NODE_IMAGE, Site};
 use super::{Record, clusters, daemon, down, ensure_root, exclusive, machine, oci_runtime, status};
@@ -12,8 +12,8 @@ use crate::kind_config::Machine;
 use crate::node_image::{self, NodeImage, Parts};
 use crate::places::Places;
 use crate::run::{output, step, succeeds};
-use crate::tools;
 use crate::topology::Topology;
+use crate::{deps, tools};
 
 /// Brings the topology `name` up. Does nothing if it is up and well; starts anew if it is there but not well.
 pub fn up(places: &Places, name: &str) -> Result<()> {
@@ -25,6 +25,7 @@ pub fn up(places: &Places, name: &str) -> Result<()> {
         return Ok(());
     }
     let site = Site::choose()?;
+    ensure_prerequisites()?;
     let kind = tools::KIND.build(places)?.join("kind");
     let kubectl = tools::KUBERNETES.build(places)?.join("kubectl");
     let node_image = match site {
@@ -53,6 +54,12 @@ pub fn up(places: &Places, name: &str) -> Result<()> {
         "{name} is up. Try: ./lab exec -- kubectl --context {} get nodes",
         record.topology.clusters[0].name
     );
+    Ok(())
+}
+
+fn ensure_prerequisites() -> Result<()> {
+    let missing = deps::missing_packages();
+    ensure!(missing.is_empty(), "the lab needs {}: run `make deps` as root", missing.join(", "));
     Ok(())
 }
 
