@@ -88,6 +88,8 @@ impl PoolRow {
 pub(crate) struct PeeringRow {
     pub(crate) peering: String,
     pub(crate) cluster_id: Option<String>,
+    /// The identity that the peer proved: SHA-256 of its root key.
+    pub(crate) identity: Option<String>,
     pub(crate) ready: bool,
     /// The stream between the operators stands.
     pub(crate) connected: Option<bool>,
@@ -107,6 +109,7 @@ impl PeeringRow {
         Self {
             peering: peering.name_any(),
             cluster_id: status.cluster_id,
+            identity: status.identity,
             ready: is_true(&status.conditions, READY).unwrap_or(false),
             connected: is_true(&status.conditions, "Connected"),
             fresh: is_true(&status.conditions, "Fresh"),
