@@ -15,7 +15,9 @@ use ipnet::IpNet;
 use isthmus_model::ids::{ClusterId, ClusterIdentity, PeerName};
 use jiff::Timestamp;
 
-use crate::record::{Announcement, Cluster, Endpoints, Export, Gateway, Record, RecordKey, limits};
+use crate::record::{
+    Announcement, Cluster, Endpoints, Export, Gateway, PublicKey, Record, RecordKey, limits,
+};
 
 /// Namespaces whose services no peer ever announces here, whatever is granted.
 pub const RESERVED_NAMESPACES: [&str; 4] =
@@ -42,6 +44,9 @@ pub struct Grant {
     pub local_nodes: Vec<IpAddr>,
     /// CIDRs in force for other peers, with their peerings: first come, first served.
     pub other_cidrs: Vec<(IpNet, PeerName)>,
+    /// WireGuard keys of our nodes and of other peers' gateways in force: a peer that showed one of them as its own
+    /// would draw that gateway's handshakes to itself.
+    pub taken_keys: BTreeSet<PublicKey>,
     /// An export that claims to be older than this counts as made at this time, so that no peer wins every conflict
     /// by claiming 1970. None takes the claim as it is.
     pub peered_at: Option<Timestamp>,
@@ -99,6 +104,8 @@ pub enum RefusalCode {
     ClusterIdTaken,
     /// The record breaks its own form.
     Invalid,
+    /// The WireGuard key is that of another gateway.
+    KeyTaken,
     /// More than a peer may say.
     Limit,
     /// The namespace is not granted.
@@ -232,6 +239,13 @@ impl Judge<'_> {
                 what,
                 format!("at most {} gateways are taken", limits::GATEWAYS),
             );
+        }
+        let mut known = self.accepted.gateways.values().map(|gateway| &gateway.public_key);
+        if self.grant.taken_keys.contains(&gateway.public_key) || known.any(|key| *key == gateway.public_key)
+        {
+            let reason =
+                "its public key is that of another gateway; keys are made on each node and never copied";
+            return self.refuse(RefusalCode::KeyTaken, what, reason);
         }
         let (endpoints, wrong): (Vec<_>, Vec<_>) =
             gateway.endpoints.iter().copied().partition(|endpoint| self.is_underlay(endpoint.ip()));

@@ -25,6 +25,7 @@ pub(super) fn grant() -> Grant {
         local_cidrs: vec!["10.1.0.0/16".parse().unwrap(), "10.2.200.0/24".parse().unwrap()],
         local_nodes: vec!["10.2.100.9".parse().unwrap(), "192.168.0.2".parse().unwrap()],
         other_cidrs: vec![("10.2.64.0/20".parse().unwrap(), "to-north".parse().unwrap())],
+        taken_keys: BTreeSet::from([PublicKey::from([9; 32])]),
         peered_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
     }
 }
@@ -185,6 +186,19 @@ fn a_gateway_that_would_route_the_tunnel_into_itself_or_to_us_loses_that_endpoin
     }
     let (accepted, _) = judged([cluster("west", &["10.2.0.0/18"]), gateway("192.168.0.7:1", "10.9.0.1")]);
     assert!(accepted.gateways.is_empty());
+}
+
+#[test]
+fn a_gateway_with_the_key_of_another_gateway_is_refused() {
+    let with_key = |name: &str, key: u8| {
+        let Record::Gateway(gateway) = gateway("192.168.0.7:51820", "10.2.0.64") else { unreachable!() };
+        Record::Gateway(Gateway { name: name.into(), public_key: PublicKey::from([key; 32]), ..gateway })
+    };
+    let records = [cluster("west", &["10.2.0.0/18"]), with_key("a", 7), with_key("b", 7), with_key("c", 9)];
+    let (accepted, refusals) = judged(records);
+    assert_eq!(accepted.gateways.keys().collect::<Vec<_>>(), ["a"]);
+    assert!(refusals.iter().all(|refusal| refusal.code == RefusalCode::KeyTaken), "{refusals:?}");
+    assert_eq!(refusals.len(), 2);
 }
 
 #[test]

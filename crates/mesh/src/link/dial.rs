@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::peer::Direction;
+use super::peer::{Direction, NoTurn};
 use super::stream::{Conversation, Frames, tell};
 use super::{Credentials, HANDSHAKE_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind};
 use crate::invitation::Token;
@@ -135,9 +135,10 @@ impl Dialler {
         remote: SocketAddr,
     ) -> Result<(), LinkError> {
         // The floor comes first: what the Hello says that we have must still be so when the peer acts on it.
-        let Some(turn) = self.peer.take_floor(Direction::Dialled).await else {
-            return Err(LinkError::Superseded);
-        };
+        let turn = self.peer.take_floor(Direction::Dialled).await.map_err(|why| match why {
+            NoTurn::Closed => LinkError::Closed,
+            NoTurn::Occupied => LinkError::Superseded,
+        })?;
         frames.send(&turn.memory.hello(self.credentials.cluster_id().clone())).await?;
         let hello = self.be_let_in(&mut frames).await?;
         let (peer, events, timings) = (self.peer.clone(), self.events.clone(), self.target.timings);

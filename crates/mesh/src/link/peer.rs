@@ -65,9 +65,8 @@ impl Peer {
         self.shared.local.clone()
     }
 
-    /// Takes the floor, from an older connection of the same direction if there is one. None: the peer speaks in
-    /// the other direction, or is closed.
-    pub(super) async fn take_floor(&self, direction: Direction) -> Option<Turn> {
+    /// Takes the floor, from an older connection of the same direction if there is one.
+    pub(super) async fn take_floor(&self, direction: Direction) -> Result<Turn, NoTurn> {
         let mut turn = None;
         self.shared.floor.send_if_modified(|floor| {
             let free = floor.speaking.is_none_or(|speaking| speaking == direction) && !floor.closed;
@@ -79,9 +78,13 @@ impl Peer {
             free
         });
         // Made before waiting, so that a turn that is given up while it waits leaves the floor.
-        let leave = LeaveFloor { shared: Arc::clone(&self.shared), turn: turn? };
+        let Some(turn) = turn else {
+            let closed = self.shared.floor.borrow().closed;
+            return Err(if closed { NoTurn::Closed } else { NoTurn::Occupied });
+        };
+        let leave = LeaveFloor { shared: Arc::clone(&self.shared), turn };
         let memory = Arc::clone(&self.shared.memory).lock_owned().await;
-        Some(Turn { memory, leave })
+        Ok(Turn { memory, leave })
     }
 
     /// Waits until nobody speaks in the other direction. False: the peer is closed.
@@ -97,6 +100,15 @@ impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peer").field("identity", &self.shared.identity).finish_non_exhaustive()
     }
+}
+
+/// Why a connection may not speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoTurn {
+    /// The peering is gone.
+    Closed,
+    /// The two speak in the other direction.
+    Occupied,
 }
 
 /// The right of one connection to speak with the peer. Dropping it frees the floor.

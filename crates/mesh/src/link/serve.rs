@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::peer::Direction;
+use super::peer::{Direction, NoTurn};
 use super::stream::{Conversation, Frames, tell};
 use super::{
     ADMISSION_TIMEOUT, Admission, Credentials, HANDSHAKE_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind,
@@ -130,10 +130,9 @@ impl Arrival {
             Ok(Err(refused)) => return frames.finish(&refused).await,
             Err(fault) => return tracing::debug!(remote = %self.remote, %identity, %fault, "peer left"),
         };
-        let Some(turn) = welcome.peer.take_floor(Direction::Served).await else {
-            let message = "we are connected to you already".to_owned();
-            let refused = Message::Refused { reason: RefusedReason::AlreadyConnected, message };
-            return frames.finish(&refused).await;
+        let turn = match welcome.peer.take_floor(Direction::Served).await {
+            Ok(turn) => turn,
+            Err(why) => return frames.finish(&no_turn(why)).await,
         };
         drop(permit);
         let ours = turn.memory.hello(self.credentials.cluster_id().clone());
@@ -221,6 +220,14 @@ impl Arrival {
             Ok(Err(_)) | Err(_) => Err(busy()),
         }
     }
+}
+
+fn no_turn(why: NoTurn) -> Message {
+    let (reason, message) = match why {
+        NoTurn::Closed => (RefusedReason::Other, "the peering with you was removed here"),
+        NoTurn::Occupied => (RefusedReason::AlreadyConnected, "we are connected to you already"),
+    };
+    Message::Refused { reason, message: message.to_owned() }
 }
 
 fn busy() -> Message {

@@ -170,6 +170,7 @@ impl Conversation {
                 fault = turn_end.over() => Err(fault),
             };
             if let Err(fault) = step {
+                session.handle_end(start.elapsed());
                 outside.report(&mut session).await;
                 return fault;
             }

@@ -19,6 +19,9 @@ const SENDING: Rate = Rate::new(50, 500);
 /// Records and messages that this side takes outside of snapshots: twice what a peer of ours sends, so that a
 /// delayed burst is no offence.
 const TAKING: Rate = Rate::new(100, 1000);
+/// Between two announcements to the application. Each may cost it a copy of all records, which a peer that sends
+/// one change at a time must not turn into work without end.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often a side is heard, and how long it may be silent or deaf.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +149,9 @@ pub struct Session<'a> {
     peer_epoch: Option<u64>,
     /// Whether the peer's announcement is held whole in this session, so that only changes may follow.
     in_sync: bool,
+    /// When the application may be told next, and whether there is something to tell.
+    announce_from: Duration,
+    changed: bool,
     heard_at: Duration,
     ping_at: Duration,
     pings: u64,
@@ -176,6 +182,8 @@ impl<'a> Session<'a> {
             taking_rate: TAKING,
             peer_epoch: None,
             in_sync: false,
+            announce_from: now,
+            changed: false,
             heard_at: now,
             ping_at: now + timings.heartbeat,
             pings: 0,
@@ -200,9 +208,8 @@ impl<'a> Session<'a> {
                 let position = Position { epoch, revision };
                 self.memory.inbox.take_snapshot(position, put, &remove, done)?;
                 self.in_sync = done;
-                if done {
-                    self.announce();
-                }
+                self.changed = done;
+                self.announce(now);
                 Ok(())
             }
             (Message::Delta { from, revision, put, remove }, Some(epoch)) => {
@@ -211,7 +218,8 @@ impl<'a> Session<'a> {
                 let from = Position { epoch, revision: from };
                 self.memory.inbox.take_delta(from, revision, put, &remove)?;
                 self.in_sync = true;
-                self.announce();
+                self.changed = true;
+                self.announce(now);
                 Ok(())
             }
             (other, _) => Err(ProtocolError::Unexpected(other.name())),
@@ -243,12 +251,20 @@ impl<'a> Session<'a> {
         if self.taking_rate.take(count, now) { Ok(()) } else { Err(ProtocolError::TooFast) }
     }
 
-    fn announce(&mut self) {
-        // Only the newest is worth telling; an older one that nobody fetched is dropped.
-        self.events.retain(|event| !matches!(event, Event::Announced { .. }));
-        let inbox = &self.memory.inbox;
-        self.events
-            .push_back(Event::Announced { announcement: inbox.announcement(), invalid: inbox.invalid() });
+    fn announce(&mut self, now: Duration) {
+        if self.changed && now >= self.announce_from {
+            self.changed = false;
+            self.announce_from = now + ANNOUNCE_INTERVAL;
+            let inbox = &self.memory.inbox;
+            self.events
+                .push_back(Event::Announced { announcement: inbox.announcement(), invalid: inbox.invalid() });
+        }
+    }
+
+    /// Tells the session that its connection has ended, so that what arrived last is not kept back.
+    pub fn handle_end(&mut self, now: Duration) {
+        self.announce_from = now;
+        self.announce(now);
     }
 
     /// Tells the session that time has passed. After an error it is over.
@@ -257,6 +273,7 @@ impl<'a> Session<'a> {
         if silence >= self.timings.dead_after {
             return Err(ProtocolError::Silent(silence));
         }
+        self.announce(now);
         if now >= self.ping_at {
             self.ping_at = now + self.timings.heartbeat;
             if self.peer_epoch.is_some() {
@@ -269,7 +286,8 @@ impl<'a> Session<'a> {
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do next.
     pub fn poll_timeout(&self) -> Duration {
-        self.ping_at.min(self.heard_at + self.timings.dead_after)
+        let timers = self.ping_at.min(self.heard_at + self.timings.dead_after);
+        if self.changed { timers.min(self.announce_from) } else { timers }
     }
 
     /// When [`poll_transmit`](Self::poll_transmit), which just gave nothing, may give something: changes are held

@@ -241,6 +241,39 @@ fn a_peer_that_sends_faster_than_it_may_is_cut_off() {
 }
 
 #[test]
+fn the_application_hears_of_a_change_at_once_and_of_a_series_in_one() {
+    let mut memory = Memory::new(1);
+    let hello = Memory::new(2).hello(cluster("west"));
+    let mut east = Session::new(&mut memory, Timings::default(), ms(0));
+    east.handle_message(hello, ms(0)).unwrap();
+    let whole = Message::Snapshot { revision: 0, put: Vec::new(), remove: Vec::new(), done: true };
+    east.handle_message(whole, ms(0)).unwrap();
+    for n in 0..50 {
+        let put = vec![export(&format!("s{n}"), 0)];
+        let change = Message::Delta { from: n, revision: n + 1, put, remove: Vec::new() };
+        east.handle_message(change, ms(n)).unwrap();
+    }
+    let told = |session: &mut Session<'_>| -> Vec<usize> {
+        let events = std::iter::from_fn(|| session.poll_event());
+        let announced = events.filter_map(|event| match event {
+            Event::Announced { announcement, .. } => Some(announcement.len()),
+            _ => None,
+        });
+        announced.collect()
+    };
+    assert_eq!(told(&mut east), [0]);
+    assert_eq!(east.poll_timeout(), ms(100));
+    east.handle_timeout(ms(100)).unwrap();
+    assert_eq!(told(&mut east), [50]);
+
+    let last = Message::Delta { from: 50, revision: 51, put: vec![export("last", 0)], remove: Vec::new() };
+    east.handle_message(last, ms(101)).unwrap();
+    assert_eq!(told(&mut east), [] as [usize; 0]);
+    east.handle_end(ms(102));
+    assert_eq!(told(&mut east), [51], "the end of the connection keeps nothing back");
+}
+
+#[test]
 fn a_peer_that_announces_without_end_is_cut_off() {
     let mut memory = Memory::new(1);
     let hello = Memory::new(2).hello(cluster("west"));
