@@ -59,6 +59,7 @@ pub(crate) fn start(board: Arc<Board>) -> io::Result<ProbeThread> {
         probes: BTreeMap::new(),
         responders: BTreeMap::new(),
         peers: BTreeMap::new(),
+        tunnel_indices: BTreeSet::new(),
         reaches: BTreeSet::new(),
         buffer: vec![0; MAX_BYTES + 1],
         next_post: now,
@@ -82,6 +83,8 @@ struct Prober {
     responders: BTreeMap<IpAddr, Option<ProbeSocket>>,
     /// Whose each tunnel is.
     peers: BTreeMap<LinkName, String>,
+    /// Indices of the tunnel devices, as of the last look.
+    tunnel_indices: BTreeSet<u32>,
     /// Peers that we reach: one of their tunnels has a probe that is up.
     reaches: BTreeSet<String>,
     buffer: Vec<u8>,
@@ -110,6 +113,7 @@ impl Prober {
             self.refresh_reaches();
             if now >= self.next_retry {
                 self.next_retry = now + RETRY_EVERY;
+                self.refresh_indices();
                 self.open_responders();
             }
             let news = self.probes.values_mut().any(|running| running.path.take_news());
@@ -162,6 +166,7 @@ impl Prober {
         for address in config.respond_on {
             self.responders.entry(address).or_insert(None);
         }
+        self.refresh_indices();
         self.open_responders();
         self.next_post = now;
     }
@@ -206,16 +211,16 @@ impl Prober {
             let names = self.reaches.iter().map(String::as_str);
             let answer = datagram::answer(header, arrival.length, names);
             // What came out of a tunnel goes back into the same one: each tunnel is measured for itself.
-            let device = arrival.device_index.filter(|index| self.is_tunnel(*index));
+            let device = arrival.device_index.filter(|index| self.tunnel_indices.contains(index));
             if let Err(error) = socket.send(arrival.from, &answer, device) {
                 tracing::debug!(%error, to = %arrival.from, "answer not sent");
             }
         }
     }
 
-    fn is_tunnel(&self, index: u32) -> bool {
-        let has_index = |name: &LinkName| nix::net::if_::if_nametoindex(name.as_str()) == Ok(index);
-        self.peers.keys().any(has_index)
+    fn refresh_indices(&mut self) {
+        let index = |name: &LinkName| nix::net::if_::if_nametoindex(name.as_str()).ok();
+        self.tunnel_indices = self.peers.keys().filter_map(index).collect();
     }
 
     fn refresh_reaches(&mut self) {
