@@ -45,7 +45,6 @@ impl Lab {
     /// Joins two namespaces by a cable. Each end: namespace, link name, addresses with prefix length.
     pub fn cable(&self, one: (&Namespace, &str, &[&str]), other: (&Namespace, &str, &[&str])) {
         let ((a, a_link, a_addresses), (b, b_link, b_addresses)) = (one, other);
-        let b_path = b.path();
         // `ip` takes a namespace by name or process: the thread that holds it is a process to the kernel.
         a.sh(&format!("ip link add {a_link} type veth peer name {b_link} netns {}", b.holder()));
         for (namespace, link, addresses) in [(a, a_link, a_addresses), (b, b_link, b_addresses)] {
@@ -55,7 +54,6 @@ impl Lab {
             }
             namespace.sh(&format!("ip link set {link} up"));
         }
-        drop(b_path);
     }
 }
 
@@ -144,7 +142,12 @@ impl Namespace {
         let mut line = vec!["--pdeathsig".to_owned(), "KILL".to_owned(), program.to_owned()];
         line.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let spawned = self.run(move || {
-            Command::new("setpriv").args(line).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+            Command::new("setpriv")
+                .args(line)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
         });
         spawned.with_context(|| format!("{}: {program}", self.name))
     }

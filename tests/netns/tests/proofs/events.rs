@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use isthmus_kernel::{Change, Events};
-use isthmus_model::kernel::{Route, RouteKind};
-use isthmus_testkit::Lab;
+use isthmus_kernel::{Change, Events, InSync};
+use isthmus_model::kernel::{Route, RouteKind, Rule};
+use isthmus_testkit::{Lab, within_async};
 
 use super::node::{Node, key, net};
 
@@ -59,4 +59,28 @@ async fn our_own_work_is_no_event() {
     assert_eq!(all(&mut events).await, BTreeSet::new());
     node.namespace.sh("ip route add default dev lo");
     assert_eq!(next(&mut events).await, Some(Change::Route));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_route_or_rule_is_back_within_a_second_without_being_asked() {
+    let Some(lab) = Lab::new("back") else { return };
+    let mut node = Node::new(&lab, "node");
+    node.want
+        .routes
+        .insert(key(net("10.21.0.0/16")), Route { kind: RouteKind::Unreachable, mtu: None, source: None });
+    node.want.rules.insert(Rule { priority: 7300, v6: true, mark: (1 << 31, 0xff00_0000), table: 7300 });
+    node.converge().await;
+    let mut events = node.kernel.events().unwrap();
+    let Node { namespace, mut kernel, want, .. } = node;
+    let agent = tokio::spawn(async move {
+        while events.next().await.is_ok() {
+            kernel.converge(&want, InSync::all_listed()).await;
+        }
+    });
+    namespace.sh("ip route del unreachable 10.21.0.0/16; ip -6 rule del priority 7300");
+    within_async(WITHIN, async || {
+        namespace.try_sh("ip route show proto 73 | grep 10.21; ip -6 rule | grep 7300")
+    })
+    .await;
+    agent.abort();
 }

@@ -142,3 +142,24 @@ async fn there_is_no_moment_without_rules_while_they_are_replaced() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains(" 0 received"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_packet_is_lost_while_the_agent_is_replaced_and_the_rules_are_flushed_by_others() {
+    let Some(lab) = Lab::new("restarts") else { return };
+    let (mut node, one, two) = (Node::new(&lab, "node"), lab.namespace("one"), lab.namespace("two"));
+    node.add_pod(&one, 1).await;
+    node.add_pod(&two, 2).await;
+    let ping = one.spawn("ping", &["-q", "-n", "-i", "0.002", "-c", "1000", "-W", "1", "10.9.0.2"]).unwrap();
+    let Node { namespace, want, mut kernel, .. } = node;
+    for _ in 0..20 {
+        let socket = kernel.nft_fd().try_clone_to_owned().unwrap();
+        kernel = Kernel::open_in(&namespace.path(), Nft::from_fd(socket).unwrap()).unwrap();
+        kernel.arm(&base()).await.unwrap();
+        let outcomes = kernel.converge(&want, InSync::all_listed()).await;
+        assert!(outcomes.is_clean(), "{outcomes:?}");
+        namespace.sh("nft flush ruleset");
+    }
+    let output = ping.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("1000 received"), "{text}");
+}
