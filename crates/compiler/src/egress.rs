@@ -54,12 +54,14 @@ fn mark_of(slot: u32) -> u32 {
 
 /// A slot for each foreign gateway, by hash with probing: another gateway's coming or going seldom moves it.
 fn slots(intent: &NodeIntent) -> BTreeMap<&NodeName, u32> {
-    let gateways: BTreeSet<&NodeName> = intent.egress.values().filter_map(|policy| policy.gateway.as_ref()).collect();
+    let gateways: BTreeSet<&NodeName> =
+        intent.egress.values().filter_map(|policy| policy.gateway.as_ref()).collect();
     let mut slots = BTreeMap::new();
     let mut taken = BTreeSet::new();
     for gateway in gateways.into_iter().filter(|gateway| !intent.is_self(gateway)) {
         let preferred = preferred_slot(gateway.as_str(), CLOSED_SLOT);
-        let free = (0..CLOSED_SLOT).map(|step| (preferred + step) % CLOSED_SLOT).find(|slot| !taken.contains(slot));
+        let free =
+            (0..CLOSED_SLOT).map(|step| (preferred + step) % CLOSED_SLOT).find(|slot| !taken.contains(slot));
         if let Some(slot) = free {
             taken.insert(slot);
             slots.insert(gateway, slot);
@@ -70,7 +72,8 @@ fn slots(intent: &NodeIntent) -> BTreeMap<&NodeName, u32> {
 
 fn tables_in_use(intent: &NodeIntent) -> Vec<(u32, Option<&NodeName>)> {
     let slots = slots(intent);
-    let with_pods = intent.egress.values().filter(|policy| !policy.pods.is_empty() && !is_gateway(intent, policy));
+    let with_pods =
+        intent.egress.values().filter(|policy| !policy.pods.is_empty() && !is_gateway(intent, policy));
     let used: BTreeMap<u32, Option<&NodeName>> = with_pods
         .map(|policy| {
             let slot = policy.gateway.as_ref().and_then(|gateway| slots.get(gateway)).copied();

@@ -48,7 +48,9 @@ impl NodeFacts {
     pub(crate) fn on_link(&self, address: IpAddr) -> Option<&LinkName> {
         self.uplinks
             .iter()
-            .find(|(_, uplink)| uplink.addresses.iter().any(|net| net.contains(&address) && net.addr() != address))
+            .find(|(_, uplink)| {
+                uplink.addresses.iter().any(|net| net.contains(&address) && net.addr() != address)
+            })
             .map(|(name, _)| name)
     }
 

@@ -35,7 +35,9 @@ pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
     pod_sources(facts, &mut ruleset);
     let pools = || intent.pools.values().map(|pool| pool.cidr);
     let remote = || intent.peers.values().flat_map(|peer| peer.remote_cidrs.iter().copied());
-    let nat = intent.own_blocks().filter(|(_, block)| intent.pools.get(&block.pool).is_some_and(|pool| pool.nat_outgoing));
+    let nat = intent
+        .own_blocks()
+        .filter(|(_, block)| intent.pools.get(&block.pool).is_some_and(|pool| pool.nat_outgoing));
     prefixes(&mut ruleset, POOLS, pools());
     prefixes(&mut ruleset, REMOTE, remote());
     prefixes(&mut ruleset, POD_SPACE, pools().chain(remote()));
@@ -96,8 +98,13 @@ fn guard() -> Vec<Rule> {
     for v6 in [false, true] {
         for (port, what) in [(WIREGUARD_PORT, "tunnels"), (PROBE_PORT, "probes"), (VXLAN_PORT, "VXLAN")] {
             let to_nodes = Match::Destination { v6, set: named(NODES, v6), negate: false };
-            let matches =
-                [from_pods(), Match::Family { v6 }, to_nodes, Match::Protocol(UDP), Match::DestinationPort(port)];
+            let matches = [
+                from_pods(),
+                Match::Family { v6 },
+                to_nodes,
+                Match::Protocol(UDP),
+                Match::DestinationPort(port),
+            ];
             rules.push(rule(matches, Statement::Drop, &format!("pods do not speak the nodes' {what}")));
         }
     }
@@ -162,12 +169,17 @@ fn egress_sets(intent: &NodeIntent, facts: &NodeFacts, ruleset: &mut Ruleset) {
     for (name, policy) in &intent.egress {
         let [to, pods, from] = egress_names(name);
         prefixes(ruleset, &to, policy.destinations.iter().copied());
-        let selected =
-            || facts.pods.iter().filter(|(_, pod)| policy.pods.contains(&(pod.namespace.clone(), pod.name.clone())));
+        let selected = || {
+            facts
+                .pods
+                .iter()
+                .filter(|(_, pod)| policy.pods.contains(&(pod.namespace.clone(), pod.name.clone())))
+        };
         let local = || selected().flat_map(|(_, pod)| pod.addresses.iter().copied().map(IpNet::from));
         if egress::is_gateway(intent, policy) {
             // A pod of another node that kept its own address up to here was sent here by the policy.
-            let others = intent.blocks.iter().filter(|(_, block)| !intent.is_self(&block.node)).map(|(cidr, _)| *cidr);
+            let others =
+                intent.blocks.iter().filter(|(_, block)| !intent.is_self(&block.node)).map(|(cidr, _)| *cidr);
             prefixes(ruleset, &from, others.chain(local()));
         } else {
             ruleset.sets.insert(pods, Set::Links(selected().map(|(link, _)| link.clone()).collect()));
@@ -202,7 +214,10 @@ fn egress_source(intent: &NodeIntent) -> Vec<Rule> {
             rules.push(rule(matches, then, &format!("egress {name}")));
         };
         if egress::is_gateway(intent, policy) {
-            policy.addresses.iter().for_each(|address| add(address.is_ipv6(), Statement::SourceNat(*address)));
+            policy
+                .addresses
+                .iter()
+                .for_each(|address| add(address.is_ipv6(), Statement::SourceNat(*address)));
         } else {
             [false, true].into_iter().for_each(|v6| add(v6, Statement::Accept));
         }

@@ -26,7 +26,8 @@ pub fn render(desired: &Desired) -> String {
             RouteKind::Unreachable => "unreachable".to_owned(),
             RouteKind::Unicast(hops) => hops.iter().map(hop).collect::<Vec<_>>().join(" | "),
         };
-        let table = if key.table == crate::MAIN_TABLE { String::new() } else { format!(" table {}", key.table) };
+        let table =
+            if key.table == crate::MAIN_TABLE { String::new() } else { format!(" table {}", key.table) };
         let metric = if key.metric == 0 { String::new() } else { format!(" metric {}", key.metric) };
         let mtu = route.mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
         let source = route.source.map(|source| format!(" src {source}")).unwrap_or_default();
@@ -37,15 +38,25 @@ pub fn render(desired: &Desired) -> String {
         let (mark, mask) = rule.mark;
         line(format!("rule {family}{} fwmark {mark:#x}/{mask:#x} lookup {}", rule.priority, rule.table));
     }
-    desired.neighbours.iter().for_each(|((link, address), mac)| line(format!("neighbour {address} {} dev {link}", mac_text(mac))));
-    desired.fdb.iter().for_each(|((link, mac), to)| line(format!("fdb {} to {to} dev {link}", mac_text(mac))));
+    desired
+        .neighbours
+        .iter()
+        .for_each(|((link, address), mac)| line(format!("neighbour {address} {} dev {link}", mac_text(mac))));
+    desired
+        .fdb
+        .iter()
+        .for_each(|((link, mac), to)| line(format!("fdb {} to {to} dev {link}", mac_text(mac))));
     desired.nft.sets.iter().for_each(|(name, set)| line(format!("set {name} {{{}}}", elements(set))));
     desired.sysctls.iter().for_each(|(path, value)| line(format!("sysctl {path}={value}")));
     for (device, tunnel) in &desired.dataplane.tunnels {
         let endpoint = tunnel.endpoint.map_or_else(|| "none".to_owned(), |endpoint| endpoint.to_string());
         line(format!("tunnel {device} peer {} endpoint {endpoint}", tunnel.peer));
     }
-    desired.dataplane.probes.iter().for_each(|(name, probe)| line(format!("probe {name} to {}", probe.target)));
+    desired
+        .dataplane
+        .probes
+        .iter()
+        .for_each(|(name, probe)| line(format!("probe {name} to {}", probe.target)));
     text
 }
 
@@ -58,8 +69,12 @@ fn elements(set: &Set) -> String {
     let all: Vec<String> = match set {
         Set::Links(links) => links.iter().map(ToString::to_string).collect(),
         Set::PrefixesV4(nets) | Set::PrefixesV6(nets) => nets.iter().map(ToString::to_string).collect(),
-        Set::LinkSourcesV4(pairs) => pairs.iter().map(|(link, address)| format!("{link} . {address}")).collect(),
-        Set::LinkSourcesV6(pairs) => pairs.iter().map(|(link, address)| format!("{link} . {address}")).collect(),
+        Set::LinkSourcesV4(pairs) => {
+            pairs.iter().map(|(link, address)| format!("{link} . {address}")).collect()
+        }
+        Set::LinkSourcesV6(pairs) => {
+            pairs.iter().map(|(link, address)| format!("{link} . {address}")).collect()
+        }
     };
     all.join(", ")
 }

@@ -134,7 +134,9 @@ fn through_gateways(
     let probe = |node: &NodeName| facts.dataplane.probes.get(&gateway_probe(node)).filter(|probe| probe.up);
     let all: Vec<NodeName> = peer.local_gateways.iter().cloned().collect();
     let answering = those_or_all(all, |node| probe(node).is_some());
-    let used = those_or_all(answering, |node| probe(node).is_some_and(|probe| probe.reaches.contains(name.as_str())));
+    let used = those_or_all(answering, |node| {
+        probe(node).is_some_and(|probe| probe.reaches.contains(name.as_str()))
+    });
     let encapsulation = paths::own_encapsulation(intent, v6);
     let mut hops = Vec::new();
     let mut mtu = DEFAULT_TUNNEL_MTU;

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whole states as text, and what holds for all of them. `UPDATE=1 cargo test` writes the texts anew; read the difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use isthmus_compiler::*;
+use isthmus_model::dataplane::ProbeState;
+use isthmus_model::ids::LinkName;
+use isthmus_model::kernel::{Desired, RouteKind};
+use isthmus_model::nft::Set;
+use proptest::prelude::*;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn link(text: &str) -> LinkName {
+    text.parse().unwrap()
+}
+
+/// Three nodes: n1 and n2 share a link, n3 is elsewhere. One dual-stack pool pair, a block of each for each node.
+fn cluster(this: &str) -> NodeIntent {
+    let mut intent = NodeIntent { node: Some(this.parse().unwrap()), ..NodeIntent::nothing() };
+    for (number, addresses) in
+        [(1, ["172.18.0.1", "fd18::1"]), (2, ["172.18.0.2", "fd18::2"]), (3, ["172.19.0.3", "fd19::3"])]
+    {
+        let name = format!("n{number}").parse().unwrap();
+        let vxlan_mac = Some(vxlan_mac(&name));
+        let addresses = addresses.map(address).to_vec();
+        let blocks =
+            [format!("10.1.0.{}/26", (number - 1) * 64), format!("fd00:1::{}/122", (number - 1) * 40)];
+        for (block, pool) in blocks.iter().zip(["four", "six"]) {
+            let block_of = Block { pool: pool.parse().unwrap(), node: format!("n{number}").parse().unwrap() };
+            intent.blocks.insert(net(block), block_of);
+        }
+        intent.nodes.insert(name, Node { addresses, vxlan_mac, ..Node::default() });
+    }
+    for (name, cidr) in [("four", "10.1.0.0/16"), ("six", "fd00:1::/64")] {
+        let pool = Pool {
+            cidr: net(cidr),
+            encapsulation: Encapsulation::CrossSubnet,
+            nat_outgoing: true,
+            serves_this_node: true,
+        };
+        intent.pools.insert(name.parse().unwrap(), pool);
+    }
+    intent
+}
+
+/// The node's one link, and a pod.
+fn facts(own: [&str; 2]) -> NodeFacts {
+    let uplink = Uplink { mtu: 1500, addresses: own.map(net).into(), ..Uplink::default() };
+    let pod = PodFacts {
+        namespace: "shop".into(),
+        name: "web".into(),
+        addresses: vec![address("10.1.0.5"), address("fd00:1::5")],
+    };
+    NodeFacts {
+        uplinks: [(link("eth0"), uplink)].into(),
+        pods: [(link("ist000000000001"), pod)].into(),
+        ..NodeFacts::default()
+    }
+}
+
+fn facts_of_n1() -> NodeFacts {
+    facts(["172.18.0.1/24", "fd18::1/64"])
+}
+
+fn with_peer(mut intent: NodeIntent, local_gateways: &[&str]) -> NodeIntent {
+    let gateway = |number: u8| RemoteGateway {
+        public_key: format!("key of {number}"),
+        endpoints: vec![format!("172.18.1.{number}:51820").parse().unwrap()],
+        mesh_addresses: vec![address(&format!("10.2.0.{}", number * 64))],
+    };
+    let peer = Peer {
+        remote_cidrs: [net("10.2.0.0/16"), net("fd00:2::/64")].into(),
+        gateways: [("g0".to_owned(), gateway(0)), ("g1".to_owned(), gateway(1))].into(),
+        local_gateways: local_gateways.iter().map(|name| name.parse().unwrap()).collect(),
+    };
+    intent.peers.insert("west".parse().unwrap(), peer);
+    intent
+}
+
+fn with_egress(mut intent: NodeIntent, gateway: Option<&str>) -> NodeIntent {
+    let policy = Egress {
+        pods: [("shop".to_owned(), "web".to_owned())].into(),
+        destinations: [net("203.0.113.0/24")].into(),
+        gateway: gateway.map(|name| name.parse().unwrap()),
+        addresses: vec![address("172.18.0.200")],
+    };
+    intent.egress.insert("fixed".to_owned(), policy);
+    intent
+}
+
+fn holds(name: &str, desired: &Desired) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/states").join(format!("{name}.txt"));
+    let text = render(desired);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == text, "{} differs from what is compiled now:\n{text}", path.display());
+}
+
+#[test]
+fn a_node_of_a_single_cluster() {
+    holds("single-cluster", &compile(&cluster("n1"), &facts_of_n1()));
+}
+
+#[test]
+fn a_gateway_node() {
+    holds("gateway", &compile(&with_peer(cluster("n1"), &["n1", "n2"]), &facts_of_n1()));
+}
+
+#[test]
+fn a_node_that_is_no_gateway() {
+    holds("no-gateway", &compile(&with_peer(cluster("n1"), &["n2", "n3"]), &facts_of_n1()));
+}
+
+#[test]
+fn a_node_with_a_pod_under_an_egress_policy() {
+    holds("egress-pod", &compile(&with_egress(cluster("n1"), Some("n2")), &facts_of_n1()));
+}
+
+#[test]
+fn the_gateway_of_an_egress_policy() {
+    holds("egress-gateway", &compile(&with_egress(cluster("n1"), Some("n1")), &facts_of_n1()));
+}
+
+#[test]
+fn an_egress_policy_without_a_gateway_lets_nothing_out() {
+    let desired = compile(&with_egress(cluster("n1"), None), &facts_of_n1());
+    let routes: Vec<_> = desired.routes.iter().filter(|(key, _)| key.table != MAIN_TABLE).collect();
+    assert_eq!(routes.len(), 2);
+    assert!(routes.iter().all(|(_, route)| route.kind == RouteKind::Unreachable), "{routes:?}");
+}
+
+#[test]
+fn a_tunnel_that_is_down_carries_nothing_while_another_is_up_and_all_carry_while_none_is() {
+    let intent = with_peer(cluster("n1"), &["n1"]);
+    let west = "west".parse().unwrap();
+    let devices = ["g0", "g1"].map(|gateway| tunnel_device(&west, gateway));
+    let mut facts = facts_of_n1();
+    assert_eq!(hops(&compile(&intent, &facts)), devices.clone().into());
+    let up = ProbeState { up: true, path_mtu: Some(1380), ..ProbeState::default() };
+    facts.dataplane.probes.insert(tunnel_probe(&devices[1]), up);
+    let desired = compile(&intent, &facts);
+    assert_eq!(hops(&desired), [devices[1].clone()].into());
+    assert_eq!(route_to(&desired, "10.2.0.0/16").mtu, Some(1380), "as measured");
+    assert_eq!(desired.dataplane.probes.len(), 2, "the other one is probed on");
+}
+
+#[test]
+fn a_gateway_that_answers_but_reaches_no_peer_is_passed_by() {
+    let intent = with_peer(cluster("n1"), &["n2", "n3"]);
+    let mut facts = facts_of_n1();
+    let answering = |reaches: &[&str]| ProbeState {
+        up: true,
+        reaches: reaches.iter().map(ToString::to_string).collect(),
+        ..ProbeState::default()
+    };
+    facts.dataplane.probes.insert(gateway_probe(&"n2".parse().unwrap()), answering(&[]));
+    facts.dataplane.probes.insert(gateway_probe(&"n3".parse().unwrap()), answering(&["west"]));
+    assert_eq!(hops(&compile(&intent, &facts)), [link(isthmus_model::ownership::VXLAN_LINK)].into());
+}
+
+#[test]
+fn before_anything_is_known_no_pod_passes_anything() {
+    let ruleset = closed_ruleset();
+    assert!(matches!(&ruleset.sets["pod_sources_v4"], Set::LinkSourcesV4(pairs) if pairs.is_empty()));
+    assert!(!ruleset.chains["guard"].rules.is_empty());
+}
+
+#[test]
+fn chains_name_only_sets_that_exist() {
+    let intents = [
+        NodeIntent::nothing(),
+        with_egress(with_peer(cluster("n1"), &["n1"]), Some("n1")),
+        with_egress(with_peer(cluster("n1"), &["n2"]), Some("n2")),
+    ];
+    for intent in intents {
+        let ruleset = compile(&intent, &facts_of_n1()).nft;
+        let rules = ruleset.chains.values().flat_map(|chain| &chain.rules);
+        for text in rules.flat_map(|rule| &rule.matches).map(|condition| format!("{condition:?}")) {
+            let named = text.split("set: \"").nth(1).and_then(|rest| rest.split('"').next());
+            assert!(named.is_none_or(|set| ruleset.sets.contains_key(set)), "{text}");
+        }
+    }
+}
+
+fn route_to<'a>(desired: &'a Desired, cidr: &str) -> &'a isthmus_model::kernel::Route {
+    let key = isthmus_model::kernel::RouteKey { table: MAIN_TABLE, destination: net(cidr), metric: 0 };
+    &desired.routes[&key]
+}
+
+/// Links of the hops to the peer.
+fn hops(desired: &Desired) -> BTreeSet<LinkName> {
+    match &route_to(desired, "10.2.0.0/16").kind {
+        RouteKind::Unicast(hops) => hops.iter().map(|hop| hop.link.clone()).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Any mix of gateways, probe results and missing knowledge.
+fn states() -> impl Strategy<Value = (NodeIntent, NodeFacts)> {
+    let names = || proptest::collection::btree_set(prop_oneof!["n1", "n2", "n3", "gone"], 0..4);
+    (names(), names(), any::<[bool; 6]>()).prop_map(|(gateways, reaching, flags)| {
+        let gateways: Vec<&str> = gateways.iter().map(String::as_str).collect();
+        let mut intent = with_peer(cluster("n1"), &gateways);
+        let mut facts = facts_of_n1();
+        let [no_blocks, no_macs, no_uplinks, tunnel_up, always, egress] = flags;
+        if no_blocks {
+            intent.blocks.clear();
+        }
+        if no_macs {
+            intent.nodes.values_mut().for_each(|node| node.vxlan_mac = None);
+        }
+        if no_uplinks {
+            facts.uplinks.clear();
+        }
+        if always {
+            intent.pools.values_mut().for_each(|pool| pool.encapsulation = Encapsulation::Always);
+        }
+        if egress {
+            intent = with_egress(intent, gateways.first().copied());
+        }
+        let device = tunnel_device(&"west".parse().unwrap(), "g0");
+        facts
+            .dataplane
+            .probes
+            .insert(tunnel_probe(&device), ProbeState { up: tunnel_up, ..ProbeState::default() });
+        for name in reaching {
+            let reaches = BTreeSet::from(["west".to_owned()]);
+            let probe = ProbeState { up: true, reaches, ..ProbeState::default() };
+            facts.dataplane.probes.insert(gateway_probe(&name.parse().unwrap()), probe);
+        }
+        (intent, facts)
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_down_or_unknown_a_peers_addresses_never_leave_by_the_default_route((intent, facts) in states()) {
+        let desired = compile(&intent, &facts);
+        for cidr in intent.peers.values().flat_map(|peer| &peer.remote_cidrs) {
+            let key = isthmus_model::kernel::RouteKey { table: MAIN_TABLE, destination: *cidr, metric: FALLBACK_METRIC };
+            prop_assert_eq!(&desired.routes[&key].kind, &RouteKind::Unreachable);
+        }
+    }
+
+    #[test]
+    fn no_route_is_without_a_hop_and_every_hop_has_a_link((intent, facts) in states()) {
+        let desired = compile(&intent, &facts);
+        let known = |link: &LinkName| {
+            desired.links.contains_key(link) || facts.uplinks.contains_key(link) || facts.pods.contains_key(link)
+        };
+        for (key, route) in &desired.routes {
+            if let RouteKind::Unicast(hops) = &route.kind {
+                prop_assert!(!hops.is_empty(), "{:?}", key);
+                prop_assert!(hops.iter().all(|hop| known(&hop.link)), "{:?} {:?}", key, hops);
+                prop_assert!(hops.is_sorted(), "{:?}", key);
+            }
+        }
+    }
+
+    #[test]
+    fn every_mark_has_a_rule_and_every_rule_a_table_that_ends((intent, facts) in states()) {
+        let desired = compile(&intent, &facts);
+        for rule in &desired.rules {
+            let last = desired.routes.iter().filter(|(key, _)| key.table == rule.table && key.metric == FALLBACK_METRIC);
+            prop_assert_eq!(last.count(), 2, "an unreachable default of each family in table {}", rule.table);
+        }
+        let tables: BTreeMap<u32, usize> = desired.rules.iter().fold(BTreeMap::new(), |mut tables, rule| {
+            *tables.entry(rule.table).or_default() += 1;
+            tables
+        });
+        prop_assert!(tables.values().all(|rules| *rules == 2));
+    }
+}
