@@ -50,6 +50,16 @@ fn a_cut_link_is_seen_within_a_second_and_so_is_its_return() {
 }
 
 #[test]
+fn a_tunnel_is_probed_there_and_back_though_no_route_leads_through_it() {
+    let Some(pair) = as_root("unrouted") else { return };
+    for (side, theirs) in [(&pair.east, 2), (&pair.west, 1)] {
+        side.run(&format!("ip route del 10.{theirs}.0.0/16; ip route add unreachable 10.{theirs}.0.0/16"));
+    }
+    pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
+    pair.west.until("the probe is up", |state| state.probes["tunnel"].up);
+}
+
+#[test]
 fn an_agent_that_goes_and_comes_finds_the_tunnels_as_they_were_and_its_owner_socket() {
     let Some(mut pair) = as_root("agent") else { return };
     let before = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());

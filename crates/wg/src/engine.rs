@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine: every tunnel of a node behind one port.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod configure;
+mod keys;
+mod timers;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
-use isthmus_model::dataplane::Tunnel;
 use isthmus_model::ids::LinkName;
 
 use crate::address::{destination, within};
 use crate::key::{InvalidKey, PrivateKey, PublicKey};
-use crate::tunnel::{GRACE, OwnKey, PEER_KEY_LIMIT, Pairing, TunnelEntry};
+use crate::tunnel::{OwnKey, Pairing, TunnelEntry};
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -140,58 +143,6 @@ impl Engine {
         self.own.iter().map(|key| key.public).collect()
     }
 
-    /// Brings in the next key of ours. The present one serves each peer until that peer has used the new one.
-    /// False while an earlier rotation is not over.
-    pub fn rotate(&mut self, key: PrivateKey, now: Instant) -> bool {
-        if self.own.len() > 1 {
-            return false;
-        }
-        self.own.push(OwnKey::new(key));
-        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            self.pair(id);
-        }
-        self.retire(now);
-        true
-    }
-
-    /// Runs exactly these tunnels from now on; those that stay keep their sessions and packets.
-    /// Those that cannot run are named, the others run.
-    pub fn configure(&mut self, wanted: &BTreeMap<LinkName, Tunnel>, now: Instant) -> Vec<Refusal> {
-        let mut refusals = Vec::new();
-        let mut keys: BTreeMap<PublicKey, &LinkName> = BTreeMap::new();
-        let mut runnable = BTreeMap::new();
-        for (name, tunnel) in wanted {
-            match tunnel.peer_key.parse::<PublicKey>() {
-                Err(error) => refusals.push(Refusal::Key(name.clone(), error)),
-                Ok(key) if self.own.iter().any(|own| own.public == key) => {
-                    refusals.push(Refusal::Itself(name.clone()));
-                }
-                Ok(key) => match keys.insert(key, name) {
-                    Some(other) => {
-                        keys.insert(key, other);
-                        refusals.push(Refusal::Twice(other.clone(), name.clone()));
-                    }
-                    None => {
-                        runnable.insert(name.clone(), (key, tunnel));
-                    }
-                },
-            }
-        }
-        let gone: BTreeSet<TunnelId> =
-            self.tunnels.iter().filter(|(_, t)| !runnable.contains_key(&t.name)).map(|(id, _)| *id).collect();
-        self.tunnels.retain(|id, _| !gone.contains(id));
-        self.pairings.retain(|_, pairing| !gone.contains(&pairing.tunnel));
-        for (name, (key, tunnel)) in runnable {
-            match self.id_of(&name) {
-                Some(id) => self.adjust(id, key, tunnel, now),
-                None => self.add(name, key, tunnel, now),
-            }
-        }
-        self.configured = true;
-        self.retire(now);
-        refusals
-    }
-
     /// The tunnel of this name.
     pub fn id_of(&self, name: &LinkName) -> Option<TunnelId> {
         self.tunnels.iter().find(|(_, tunnel)| tunnel.name == *name).map(|(id, _)| *id)
@@ -256,37 +207,6 @@ impl Engine {
         }
     }
 
-    /// When [`Self::handle_timeout`] wants to be called next.
-    pub fn poll_timeout(&self) -> Instant {
-        self.next_tick
-    }
-
-    /// Looks at all timers; what they want to send comes from [`Self::poll_transmit`].
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if now < self.next_tick {
-            return;
-        }
-        self.next_tick = now + TICK;
-        for own in &self.own {
-            own.gate.reset_count();
-        }
-        self.due = self.pairings.keys().copied().collect();
-    }
-
-    /// What else is to be sent, until it is `None`. `buffer` as for [`Self::handle_packet`], for the largest packet ever handed in.
-    pub fn poll_transmit<'b>(
-        &mut self,
-        buffer: &'b mut [u8],
-        now: Instant,
-    ) -> Option<(SocketAddr, &'b [u8])> {
-        let found = match self.poll_flush(buffer) {
-            Some(found) => Some(found),
-            None => self.poll_due(buffer, now),
-        };
-        let (to, length) = found?;
-        Some((to, &buffer[..length]))
-    }
-
     /// What is known of each tunnel, by its identifier.
     pub fn facts(&self) -> BTreeMap<TunnelId, TunnelFacts> {
         let since = |entry: &TunnelEntry| {
@@ -304,75 +224,6 @@ impl Engine {
             (*id, facts)
         });
         facts.collect()
-    }
-
-    fn add(&mut self, name: LinkName, peer: PublicKey, tunnel: &Tunnel, now: Instant) {
-        let id = TunnelId(self.next_id);
-        self.next_id += 1;
-        let entry = TunnelEntry {
-            name,
-            allowed: tunnel.allowed.iter().copied().collect(),
-            keepalive: keepalive(tunnel),
-            peer,
-            peer_since: now,
-            announced: tunnel.endpoint,
-            endpoint: tunnel.endpoint,
-            pairings: Vec::new(),
-            sending: u32::MAX,
-            last_sent: now,
-            received_bytes: 0,
-            sent_bytes: 0,
-        };
-        self.tunnels.insert(id, entry);
-        self.pair(id);
-    }
-
-    fn adjust(&mut self, id: TunnelId, peer: PublicKey, tunnel: &Tunnel, now: Instant) {
-        let Some(entry) = self.tunnels.get_mut(&id) else { return };
-        entry.allowed = tunnel.allowed.iter().copied().collect();
-        entry.keepalive = keepalive(tunnel);
-        if entry.announced != tunnel.endpoint {
-            entry.announced = tunnel.endpoint;
-            entry.endpoint = tunnel.endpoint.or(entry.endpoint);
-        }
-        if entry.peer != peer {
-            entry.peer = peer;
-            entry.peer_since = now;
-            self.pair(id);
-        }
-    }
-
-    /// Makes the pairings that a tunnel lacks: each key of ours with the peer's key of today.
-    fn pair(&mut self, id: TunnelId) {
-        let Some(entry) = self.tunnels.get_mut(&id) else { return };
-        for own in &self.own {
-            let has = entry.pairings.iter().filter_map(|index| self.pairings.get(index));
-            if has.into_iter().any(|pairing| pairing.own == own.public && pairing.peer == entry.peer) {
-                continue;
-            }
-            while self.pairings.contains_key(&self.next_index) {
-                self.next_index = (self.next_index + 1) & 0x00ff_ffff;
-            }
-            let index = self.next_index;
-            self.next_index = (self.next_index + 1) & 0x00ff_ffff;
-            self.pairings.insert(index, Pairing::new(id, own, entry.peer, index));
-            entry.pairings.push(index);
-            // The peer does not know a new key of ours yet: it begins. A new key of the peer: we begin.
-            self.due.push_back(index);
-        }
-        self.choose_sending(id);
-    }
-
-    /// Packets go out with the newest pairing that has a session; without any, the oldest key of ours asks for one.
-    fn choose_sending(&mut self, id: TunnelId) {
-        let Some(entry) = self.tunnels.get_mut(&id) else { return };
-        let ready = |index: &&u32| self.pairings.get(*index).is_some_and(|p| p.ready_since.is_some());
-        let newest = entry.pairings.iter().rev().find(ready).copied();
-        let initiating = self.own.first().map(|own| own.public);
-        let asking = |index: &&u32| {
-            self.pairings.get(*index).is_some_and(|p| Some(p.own) == initiating && p.peer == entry.peer)
-        };
-        entry.sending = newest.or(entry.pairings.iter().find(asking).copied()).unwrap_or(u32::MAX);
     }
 
     fn handle_initiation<'b>(
@@ -455,107 +306,6 @@ impl Engine {
             None if packet.is_empty() => Action::Nothing,
             None => Action::Send { to: from, datagram: packet },
         }
-    }
-
-    fn poll_flush(&mut self, buffer: &mut [u8]) -> Option<(SocketAddr, usize)> {
-        while let Some(index) = self.flushable.front().copied() {
-            let pairing = self.pairings.get_mut(&index).filter(|pairing| pairing.ready_since.is_some());
-            let endpoint =
-                pairing.as_ref().and_then(|p| self.tunnels.get(&p.tunnel)).and_then(|t| t.endpoint);
-            if let (Some(pairing), Some(endpoint)) = (pairing, endpoint)
-                && let TunnResult::WriteToNetwork(datagram) = pairing.tunn.decapsulate(None, &[], buffer)
-            {
-                return Some((endpoint, datagram.len()));
-            }
-            self.flushable.pop_front();
-        }
-        None
-    }
-
-    fn poll_due(&mut self, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
-        while let Some(index) = self.due.pop_front() {
-            let sent = self.run_timers(index, buffer, now);
-            if self.due.is_empty() {
-                self.retire(now);
-            }
-            if sent.is_some() {
-                return sent;
-            }
-        }
-        None
-    }
-
-    fn run_timers(&mut self, index: u32, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
-        let initiating = self.own.first().map(|own| own.public);
-        let pairing = self.pairings.get_mut(&index)?;
-        let entry = self.tunnels.get_mut(&pairing.tunnel)?;
-        let endpoint = entry.endpoint?;
-        let mut sent = written(pairing.tunn.update_timers(buffer));
-        pairing.refresh(now);
-        let may_begin = Some(pairing.own) == initiating && pairing.peer == entry.peer;
-        if sent.is_none() && pairing.ready_since.is_none() && may_begin {
-            // Without a session: ask for one, and again when an attempt of 90 s was given up.
-            let begins = pairing.tunn.is_expired();
-            sent = written(pairing.tunn.format_handshake_initiation(buffer, begins));
-        }
-        let keepalive_due =
-            entry.keepalive.is_some_and(|every| now.saturating_duration_since(entry.last_sent) >= every);
-        if sent.is_none() && keepalive_due && pairing.ready_since.is_some() && entry.sending == index {
-            sent = written(pairing.tunn.encapsulate(&[], buffer));
-        }
-        if sent.is_some() {
-            entry.last_sent = now;
-        }
-        let id = pairing.tunnel;
-        self.choose_sending(id);
-        Some((endpoint, sent?))
-    }
-
-    /// Forgets pairings whose successor carries traffic, then keys of ours that no pairing uses.
-    fn retire(&mut self, now: Instant) {
-        let newest = self.own.last().map(|own| own.public);
-        let mut gone = BTreeSet::new();
-        for entry in self.tunnels.values() {
-            let of = |index: &u32| self.pairings.get(index).map(|pairing| (*index, pairing));
-            let pairings: Vec<(u32, &Pairing)> = entry.pairings.iter().filter_map(of).collect();
-            let carries = |own: Option<PublicKey>| {
-                pairings.iter().any(|(_, p)| {
-                    p.peer == entry.peer && own.is_none_or(|own| p.own == own) && p.ready_for(now) >= GRACE
-                })
-            };
-            let peer_moved =
-                carries(None) || now.saturating_duration_since(entry.peer_since) >= PEER_KEY_LIMIT;
-            let own_moved = carries(newest);
-            gone.extend(pairings.iter().filter_map(|(index, pairing)| {
-                let old_peer = pairing.peer != entry.peer && peer_moved;
-                let old_own = Some(pairing.own) != newest && own_moved;
-                (old_peer || old_own).then_some(*index)
-            }));
-        }
-        if !gone.is_empty() {
-            self.pairings.retain(|index, _| !gone.contains(index));
-            for entry in self.tunnels.values_mut() {
-                entry.pairings.retain(|index| !gone.contains(index));
-            }
-        }
-        if self.configured {
-            let used: BTreeSet<PublicKey> = self.pairings.values().map(|pairing| pairing.own).collect();
-            self.own.retain(|own| Some(own.public) == newest || used.contains(&own.public));
-        }
-        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            self.choose_sending(id);
-        }
-    }
-}
-
-fn keepalive(tunnel: &Tunnel) -> Option<Duration> {
-    (tunnel.keepalive_s > 0).then(|| Duration::from_secs(tunnel.keepalive_s.into()))
-}
-
-fn written(result: TunnResult<'_>) -> Option<usize> {
-    match result {
-        TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
-        _ => None,
     }
 }
 
