@@ -39,8 +39,16 @@ pub fn other(cluster: &str) -> &'static str {
     if cluster == EAST { WEST } else { EAST }
 }
 
-/// The lab with Isthmus in it, peered, and the pods of the fixtures running. `None`, and a word on stderr, where it
-/// cannot be: without root.
+/// The lab as [`duo`] gives it, and each cluster the other's ready peer.
+#[track_caller]
+pub fn peered() -> Option<Duo> {
+    let duo = duo()?;
+    duo.peered();
+    Some(duo)
+}
+
+/// The lab with Isthmus in it and the pods of the fixtures running. `None`, and a word on stderr, where it cannot be:
+/// without root.
 pub fn duo() -> Option<Duo> {
     static UP: OnceLock<Result<(), String>> = OnceLock::new();
     static ALONE: Mutex<()> = Mutex::new(());
@@ -53,9 +61,7 @@ pub fn duo() -> Option<Duo> {
     if let Err(error) = UP.get_or_init(bring_up) {
         panic!("the lab cannot be brought up, so no test can run: {error}");
     }
-    let duo = Duo { _alone: alone };
-    duo.peered();
-    Some(duo)
+    Some(Duo { _alone: alone })
 }
 
 fn is_root() -> bool {

@@ -11,7 +11,7 @@ mod lab;
 mod pod;
 
 pub use capture::Capture;
-pub use duo::{CLUSTERS, Duo, EAST, NODES, WEST, duo, other};
+pub use duo::{CLUSTERS, Duo, EAST, NODES, WEST, duo, other, peered};
 pub use flow::{Flow, Tally};
 pub use isthmus_testkit::within;
 pub use kernel::{cut_off, processes_killed, reconnect};

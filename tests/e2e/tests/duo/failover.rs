@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use isthmus_e2e::{EAST, Pod, WEST, cut_off, duo, pod, reconnect};
+use isthmus_e2e::{EAST, Pod, WEST, cut_off, peered, pod, reconnect};
 
 /// Asks again and again, each time over a new connection, and prints `<start, ms> <duration, ms> <curl's exit code>`.
 const ASK: &str = r#"
@@ -44,7 +44,7 @@ fn asked(from: &Pod, url: &str, seconds: u32) -> Vec<(u64, u32)> {
 
 #[test]
 fn traffic_goes_through_the_other_gateway_within_two_seconds_after_one_is_cut_off() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     // Both workers of west are gateways. The pod that answers lives on the one that stays.
     let (from, to) = (pod(EAST, "three"), pod(WEST, "one"));
     let lost_gateway = pod(WEST, "three").node;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use isthmus_e2e::{
-    CLUSTERS, Duo, EAST, NODES, WEST, apply, delete, duo, exec, json, kubectl, on_node, other, pod, within,
+    CLUSTERS, Duo, EAST, NODES, WEST, apply, delete, exec, json, kubectl, on_node, other, peered, pod, within,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ fn refused(duo: &Duo, words: &[&str]) {
 
 #[test]
 fn a_token_that_was_used_is_refused_with_the_reason() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     duo.part();
     let manifest = duo.invite("15m");
     apply(WEST, &manifest).expect("the manifest is applied");
@@ -53,7 +53,7 @@ fn a_token_that_was_used_is_refused_with_the_reason() {
 
 #[test]
 fn a_token_that_expired_is_refused_with_the_reason() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     duo.part();
     // The shortest time that an invitation may have.
     let manifest = duo.invite("1m");
@@ -74,7 +74,7 @@ fn a_token_that_expired_is_refused_with_the_reason() {
 
 #[test]
 fn an_announced_cidr_outside_the_grant_is_refused_and_named() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     let granted = duo.cidrs(WEST);
     let patch = |cidrs: &[&str]| {
         let patch = serde_json::json!({ "spec": { "allowedCIDRs": cidrs } }).to_string();
@@ -98,7 +98,7 @@ fn an_announced_cidr_outside_the_grant_is_refused_and_named() {
 
 #[test]
 fn a_service_of_a_namespace_outside_the_grant_is_not_imported() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     let manifest = "\
 apiVersion: v1\nkind: Service\nmetadata: {name: secret, namespace: e2e}\nspec: {selector: {app: none}, ports: [{port: 80}]}\n---\n\
 apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: secret, namespace: e2e}\n";
@@ -117,7 +117,7 @@ apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name:
 
 #[test]
 fn a_peering_that_is_removed_leaves_nothing_in_either_cluster_or_kernel() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     duo.part();
 
     for cluster in CLUSTERS {
@@ -168,7 +168,7 @@ fn a_peering_that_is_removed_leaves_nothing_in_either_cluster_or_kernel() {
 
 #[test]
 fn status_of_a_peered_cluster_shows_measured_tunnels_and_ends_with_0() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     let text = within(SOON, || {
         exec(&["isthmus", "--context", EAST, "status", "-o", "json"]).map_err(|error| format!("{error:#}"))
     });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods reach pods.
 
-use isthmus_e2e::{EAST, Pod, WEST, duo, other, pod, within};
+use isthmus_e2e::{EAST, Pod, WEST, duo, other, peered, pod, within};
 use std::time::Duration;
 
 /// `from` gets `to`'s own name from it, by both address families.
@@ -39,7 +39,7 @@ fn pods_on_different_nodes_of_a_cluster_reach_each_other_over_ipv4_and_ipv6() {
 
 #[test]
 fn pods_of_different_clusters_reach_each_other_over_ipv4_and_ipv6() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     for (from, to) in [("one", "one"), ("one", "three"), ("three", "one"), ("three", "three")] {
         reaches(&pod(EAST, from), &pod(WEST, to));
         reaches(&pod(WEST, from), &pod(EAST, to));
@@ -48,7 +48,7 @@ fn pods_of_different_clusters_reach_each_other_over_ipv4_and_ipv6() {
 
 #[test]
 fn a_pod_is_seen_with_its_own_address_in_the_other_cluster() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     for cluster in [EAST, WEST] {
         let (from, to) = (pod(cluster, "three"), pod(other(cluster), "one"));
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use isthmus_e2e::{
-    EAST, Flow, NODES, WEST, duo, exec, json, kubectl, on_node, other, pod, processes_killed, within,
+    EAST, Flow, NODES, WEST, exec, json, kubectl, on_node, other, peered, pod, processes_killed, within,
 };
 
 const BACK_AGAIN: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ fn starts(cluster: &str, component: &str, container: &str) -> u64 {
 
 #[test]
 fn traffic_flows_while_every_operator_is_killed() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     let flows = flows();
     for cluster in [EAST, WEST] {
         let line = [
@@ -68,7 +68,7 @@ fn traffic_flows_while_every_operator_is_killed() {
 
 #[test]
 fn no_packet_is_lost_while_agents_are_killed_and_start_again() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     let before: u64 = [EAST, WEST].into_iter().map(|cluster| starts(cluster, "isthmus-agent", "agent")).sum();
     let flows = flows();
     for node in NODES {
@@ -88,7 +88,7 @@ fn no_packet_is_lost_while_agents_are_killed_and_start_again() {
 
 #[test]
 fn traffic_comes_back_after_data_planes_are_killed() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
     for node in ["east-worker", "east-worker2"] {
         processes_killed(node, "isthmus-dataplane").unwrap_or_else(|error| panic!("{error:#}"));
@@ -99,7 +99,7 @@ fn traffic_comes_back_after_data_planes_are_killed() {
 
 #[test]
 fn traffic_flows_while_the_api_server_of_west_is_down_and_status_says_stale() {
-    let Some(duo) = duo() else { return };
+    let Some(duo) = peered() else { return };
     let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
     let away = "/root/kube-apiserver.yaml";
     let flows = flows();

@@ -10,7 +10,7 @@ const WEB: &str = "http://web.shop.svc.clusterset.local";
 
 #[track_caller]
 fn shop() -> Option<(Duo, Pod, Vec<Pod>)> {
-    let duo = isthmus_e2e::duo()?;
+    let duo = isthmus_e2e::peered()?;
     let client = Pod::find(EAST, "shop", "client").unwrap_or_else(|error| panic!("{error:#}"));
     let web = Pod::labelled(WEST, "shop", "app=web").unwrap_or_else(|error| panic!("{error:#}"));
     Some((duo, client, web))

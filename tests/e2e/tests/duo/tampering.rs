@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use isthmus_e2e::{Capture, EAST, Flow, WEST, duo, kubectl, on_node, pod, within};
+use isthmus_e2e::{Capture, EAST, Flow, WEST, kubectl, on_node, peered, pod, within};
 
 /// Words that the pings' payload is filled with (`-p`, in hex: "caninecanary").
 const CANARY: &str = "caninecanary";
@@ -11,7 +11,7 @@ const CANARY_HEX: &str = "63616e696e6563616e617279";
 
 #[test]
 fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
     let capture = Capture::start("flush");
     let flow = Flow::start_with(&from, &to.ipv4, &["-p", CANARY_HEX]);
@@ -37,7 +37,7 @@ fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
 
 #[test]
 fn deleted_routes_are_back_within_a_second_and_nothing_leaks_meanwhile() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
     let routes = |family: &str| on_node(&from.node, "ip \"$1\" route show proto 73 | sort", &[family]);
     let wanted = [routes("-4").expect("routes"), routes("-6").expect("routes")];
@@ -62,7 +62,7 @@ fn deleted_routes_are_back_within_a_second_and_nothing_leaks_meanwhile() {
 
 #[test]
 fn a_deleted_tunnel_device_is_back_and_carries_traffic() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
     let tunnels = || on_node("east-worker", "ip -o link show | grep -o 'iw-[0-9a-f]*' | sort -u", &[]);
     let wanted = tunnels().expect("tunnels");

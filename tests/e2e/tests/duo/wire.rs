@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can be read between the clusters.
 
-use isthmus_e2e::{Capture, EAST, WEST, duo, other, pod};
+use isthmus_e2e::{Capture, EAST, WEST, other, peered, pod};
 
 const BETWEEN_NODES: &str = "cave-canem-within-the-cluster";
 const BETWEEN_CLUSTERS: &str = "cave-canem-between-the-clusters";
 
 #[test]
 fn nothing_of_what_pods_say_can_be_read_between_the_clusters() {
-    let Some(_duo) = duo() else { return };
+    let Some(_duo) = peered() else { return };
     let capture = Capture::start("wire");
     for cluster in [EAST, WEST] {
         for address in pod(cluster, "three").addresses() {
