@@ -3,8 +3,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
@@ -29,9 +31,22 @@ pub struct Conflist {
     pub directory: PathBuf,
     /// `/opt/cni/bin`.
     pub plugins: PathBuf,
+    /// What the installed portmap plugin speaks, by the file that was asked (inode, modification time).
+    portmap: Arc<Mutex<Option<((u64, i64), &'static str)>>>,
 }
 
+/// The newest version of the specification that we speak.
+const NEWEST: &str = "1.1.0";
+/// The version of a list with a plugin that knows no STATUS: an older portmap answers it with an error, and the
+/// runtime would take the whole network for broken.
+const WITHOUT_STATUS: &str = "1.0.0";
+
 impl Conflist {
+    /// A configuration in `directory`, of plugins in `plugins`.
+    pub fn new(directory: PathBuf, plugins: PathBuf) -> Self {
+        Self { directory, plugins, portmap: Arc::default() }
+    }
+
     /// Brings the file to what it shall be, atomically.
     pub fn ensure(&self) -> io::Result<Ensured> {
         let wanted = self.content();
@@ -50,13 +65,49 @@ impl Conflist {
 
     fn content(&self) -> String {
         let mut plugins = vec![json!({ "type": "isthmus-cni" })];
-        if self.plugins.join("portmap").exists() {
+        let portmap = self.portmap_version();
+        if portmap.is_some() {
             plugins
                 .push(json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }));
         }
-        let list: Value = json!({ "cniVersion": "1.1.0", "name": "isthmus", "plugins": plugins });
+        let version = portmap.unwrap_or(NEWEST);
+        let list: Value = json!({ "cniVersion": version, "name": "isthmus", "plugins": plugins });
         format!("{list:#}\n")
     }
+
+    /// The version that a list with the installed portmap plugin can have; none without the plugin.
+    fn portmap_version(&self) -> Option<&'static str> {
+        let path = self.plugins.join("portmap");
+        let metadata = fs::metadata(&path).ok()?;
+        let file = (metadata.ino(), metadata.mtime());
+        let mut known = self.portmap.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((asked, version)) = *known
+            && asked == file
+        {
+            return Some(version);
+        }
+        let version = if speaks(&path, NEWEST) { NEWEST } else { WITHOUT_STATUS };
+        *known = Some((file, version));
+        Some(version)
+    }
+}
+
+/// Whether a plugin names the version among those it supports (CNI specification, VERSION).
+fn speaks(plugin: &Path, version: &str) -> bool {
+    let asked = Command::new(plugin)
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = asked else { return false };
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(json!({ "cniVersion": version }).to_string().as_bytes());
+    }
+    let Ok(output) = child.wait_with_output() else { return false };
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    answer["supportedVersions"].as_array().is_some_and(|all| all.iter().any(|one| one == version))
 }
 
 /// Writes a file so that readers see the old content or the new, also after a crash.
@@ -79,7 +130,7 @@ mod tests {
     use super::*;
 
     fn conflist(directory: &Path) -> Conflist {
-        Conflist { directory: directory.to_owned(), plugins: directory.to_owned() }
+        Conflist::new(directory.to_owned(), directory.to_owned())
     }
 
     #[test]
@@ -102,5 +153,16 @@ mod tests {
         assert!(!conflist(directory.path()).content().contains("portmap"));
         fs::write(directory.path().join("portmap"), "").unwrap();
         assert!(conflist(directory.path()).content().contains("portMappings"));
+    }
+
+    #[test]
+    fn the_list_has_the_version_that_the_installed_portmap_speaks() {
+        for (supported, expected) in [(r#"["1.0.0"]"#, "1.0.0"), (r#"["1.0.0", "1.1.0"]"#, "1.1.0")] {
+            let directory = tempfile::tempdir().unwrap();
+            let script = format!("#!/bin/sh\necho '{{\"supportedVersions\": {supported}}}'\n");
+            write_atomically(&directory.path().join("portmap"), script.as_bytes(), 0o755).unwrap();
+            let list: Value = serde_json::from_str(&conflist(directory.path()).content()).unwrap();
+            assert_eq!(list["cniVersion"], expected, "portmap speaks {supported}");
+        }
     }
 }

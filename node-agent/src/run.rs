@@ -63,7 +63,7 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
         advances,
         dataplane: DataplaneLink::start(places.dataplane_socket),
         open_kernel: Box::new(Kernel::open),
-        conflist: Some(Conflist { directory: places.cni_config, plugins: places.cni_plugins }),
+        conflist: Some(Conflist::new(places.cni_config, places.cni_plugins)),
         report,
     });
     tokio::spawn(status::write(client, places.node, reports));
