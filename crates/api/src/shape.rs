@@ -73,7 +73,7 @@ pub(crate) fn host_port(schema: &mut Schema) {
     text(261)(schema);
     rule(
         schema,
-        r"self.matches('^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|[[][0-9a-fA-F:.]+[]]):[1-9][0-9]{0,4}$')",
+        r"self.matches(r'^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\]):[1-9][0-9]{0,4}$')",
         "must be host:port, such as 192.0.2.1:30743, [2001:db8::1]:30743 or mesh.example.org:30743",
     );
     rule(

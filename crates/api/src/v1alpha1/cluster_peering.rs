@@ -24,11 +24,12 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = shape::pinned)]
 pub struct ClusterPeeringSpec {
-    /// The peer's identity: hex SHA-256 of its root key. The peer must prove it in every handshake.
+    /// The peer's identity: SHA-256 of its root key in 64 hexadecimal digits. The peer must prove it in every handshake.
+    /// Cannot change once set.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::sha256, transform = shape::immutable("identity cannot change: another key is another cluster; delete the peering and invite that cluster"))]
     pub identity: Option<String>,
-    /// Where the peer's operator listens, `host:port` each. Empty: the peer connects to us.
+    /// Where the peer's operator listens, `host:port` each, such as `192.0.2.1:30743`. Empty: the peer connects to us.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::set(16, shape::host_port))]
     pub endpoints: Vec<String>,

@@ -31,14 +31,15 @@ pub struct EgressPolicySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::selector)]
     pub pod_selector: Option<LabelSelector>,
-    /// Destinations that the policy applies to, in CIDR notation.
+    /// Destinations that the policy applies to, in CIDR notation, such as `203.0.113.0/24`. One to 64 of them.
     #[serde(rename = "destinationCIDRs")]
     #[schemars(transform = shape::set(64, shape::cidr), transform = shape::filled)]
     pub destination_cidrs: Vec<String>,
-    /// Nodes that may be the gateway.
+    /// Labels of the nodes that may be the gateway. One of them is it at a time.
     #[schemars(transform = shape::selector)]
     pub gateway_selector: LabelSelector,
-    /// The source address that the outside sees; one for each address family at most.
+    /// The source address that the outside sees, such as `192.0.2.10`; one for each address family at most. It must be
+    /// free in the gateway's network.
     #[serde(rename = "egressIPs")]
     #[schemars(transform = shape::set(2, shape::unicast_ip), transform = shape::filled, transform = shape::one_of_each_family)]
     pub egress_ips: Vec<String>,

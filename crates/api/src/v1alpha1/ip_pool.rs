@@ -25,24 +25,27 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = shape::block_fits_pool)]
 pub struct IPPoolSpec {
-    /// Addresses of the pool in CIDR notation, IPv4 or IPv6. Cannot change; create a second pool instead.
+    /// Addresses of the pool in CIDR notation, IPv4 or IPv6, such as `10.1.0.0/16`. Cannot change; create a second pool
+    /// instead.
     #[schemars(transform = shape::cidr, transform = shape::pool_range, transform = shape::immutable("cidr cannot change; create a second pool instead and disable this one"))]
     pub cidr: String,
-    /// Prefix length of the blocks that nodes receive. Default 26 for IPv4, 122 for IPv6. Cannot change.
+    /// Prefix length in bits of the blocks that nodes receive: 20 to 30 for IPv4 (26 if absent), 112 to 126 for IPv6
+    /// (122 if absent). Cannot change.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::range(20, 126), transform = shape::immutable("blockSize cannot change; create a second pool instead and disable this one"))]
     pub block_size: Option<u8>,
-    /// When packets between nodes are encapsulated in VXLAN.
+    /// When packets between nodes are encapsulated in VXLAN: `Always`, `CrossSubnet` (only to nodes that share no link
+    /// with this one) or `Never` (the network between nodes routes pods' addresses).
     #[serde(default)]
     pub encapsulation: Encapsulation,
     /// Whether packets of pods to destinations outside all pools and peerings leave with the node's address.
     #[serde(default = "yes")]
     pub nat_outgoing: bool,
-    /// Nodes that may use the pool. Absent: all.
+    /// Labels of the nodes that may use the pool. Absent: all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::selector)]
     pub node_selector: Option<LabelSelector>,
-    /// No new addresses are given out from the pool while true.
+    /// No new blocks and addresses are given out from the pool while true. Pods keep theirs.
     #[serde(default)]
     pub disabled: bool,
 }
@@ -70,17 +73,17 @@ pub struct IPPoolStatus {
     /// Generation of the spec that this status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: Ready, Reconciling, Stalled.
+    /// Conditions: Ready, and Reconciling or Stalled while it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::conditions)]
     pub conditions: Vec<Condition>,
-    /// Blocks held by nodes.
+    /// Number of blocks that nodes hold.
     #[serde(default)]
     pub blocks: i32,
-    /// Addresses given to pods.
+    /// Number of addresses that pods have.
     #[serde(default)]
     pub allocated: i64,
-    /// Addresses in all.
+    /// Number of addresses in all, in decimal digits, as it may exceed 64 bits.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::text(40))]
     pub capacity: Option<String>,

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PeeringInvitationSpec {
-    /// How long the token may be redeemed, as a duration such as `15m` or `1h30m`. Cannot change.
+    /// How long the token may be redeemed, as a duration such as `15m` or `1h30m`, from `1m` to `24h`. Cannot change.
     #[serde(default = "ttl")]
     #[schemars(transform = shape::minutes_to_a_day, transform = shape::immutable("ttl cannot change; delete the invitation and create another"))]
     pub ttl: String,
