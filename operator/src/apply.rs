@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use isthmus_planner::{FIELD_MANAGER, ObjectKey, Plan};
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -47,6 +49,7 @@ pub(crate) fn version(object: &impl ResourceExt) -> Version {
 pub(crate) struct Applier {
     client: Client,
     metrics: Metrics,
+    recorder: Recorder,
     written: BTreeMap<(Part, ObjectKey), Written>,
     failed: BTreeMap<(Part, ObjectKey), Failed>,
 }
@@ -54,9 +57,16 @@ pub(crate) struct Applier {
 /// What of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
+    /// The object shall have these fields (server-side apply).
     Whole,
-    Status,
+    /// The object shall exist; it is made once.
+    Made,
+    /// These fields of somebody else's object shall be so (JSON merge patch).
+    Merged,
+    /// The object shall not exist.
     Gone,
+    /// The whole status.
+    Status,
 }
 
 struct Written {
@@ -79,8 +89,10 @@ struct Step {
 }
 
 impl Applier {
-    pub(crate) fn new(client: Client, metrics: Metrics) -> Self {
-        Self { client, metrics, written: BTreeMap::new(), failed: BTreeMap::new() }
+    pub(crate) fn new(client: Client, metrics: Metrics, pod_name: &str) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(pod_name.to_owned()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, metrics, recorder, written: BTreeMap::new(), failed: BTreeMap::new() }
     }
 
     /// Forgets what was written: after others may have led.
@@ -91,30 +103,36 @@ impl Applier {
 
     /// Writes what differs. Returns when to come back, if something failed or is not visible yet.
     pub(crate) async fn apply(&mut self, plan: &Plan, observed: &impl Look) -> Option<Instant> {
-        let whole = plan.ensure.iter().map(|(key, wanted)| (Part::Whole, key, wanted.clone()));
-        let gone = plan.prune.iter().map(|(key, uid)| (Part::Gone, key, Value::String(uid.clone())));
-        let statuses = plan.statuses.iter().map(|(key, status)| (Part::Status, key, status.clone()));
+        let part = |part, wanted: &'_ BTreeMap<ObjectKey, Value>| {
+            wanted.iter().map(move |(key, wanted)| (part, key.clone(), wanted.clone())).collect::<Vec<_>>()
+        };
+        let gone = plan.prune.iter().map(|(key, uid)| (Part::Gone, key.clone(), Value::String(uid.clone())));
+        let mut objects: Vec<_> = gone.collect();
+        objects.extend(part(Part::Whole, &plan.ensure));
+        objects.extend(part(Part::Made, &plan.create));
+        objects.extend(part(Part::Merged, &plan.merge));
         let mut again = None;
         // Objects first: a status or a reference to one that is missing would fail.
-        for group in [gone.chain(whole).collect::<Vec<_>>(), statuses.collect()] {
+        for group in [objects, part(Part::Status, &plan.statuses)] {
             let mut steps = Vec::new();
             for (part, key, wanted) in group {
-                match self.due(part, key, &wanted, observed) {
+                match self.due(part, &key, &wanted, observed) {
                     Due::Done => {}
                     Due::Later(at) => again = earliest(again, at),
-                    Due::Now => steps.push(Step { part, key: key.clone(), wanted }),
+                    Due::Now => steps.push(Step { part, key, wanted }),
                 }
             }
-            again = self.carry_out(steps, again).await;
+            again = self.carry_out(steps, plan, again).await;
         }
-        self.written.retain(|(part, key), _| match part {
+        let planned = |(part, key): &(Part, ObjectKey)| match part {
             Part::Whole => plan.ensure.contains_key(key),
-            Part::Status => plan.statuses.contains_key(key),
+            Part::Made => plan.create.contains_key(key),
+            Part::Merged => plan.merge.contains_key(key),
             Part::Gone => plan.prune.contains_key(key),
-        });
-        self.failed.retain(|(_, key), _| {
-            plan.ensure.contains_key(key) || plan.statuses.contains_key(key) || plan.prune.contains_key(key)
-        });
+            Part::Status => plan.statuses.contains_key(key),
+        };
+        self.written.retain(|slot, _| planned(slot));
+        self.failed.retain(|slot, _| planned(slot));
         again
     }
 
@@ -129,13 +147,16 @@ impl Applier {
         let Some(seen) = observed.look(key) else {
             return match (part, visible_at) {
                 (Part::Whole, Some(at)) if same => Due::Later(at),
-                (Part::Whole, _) => Due::Now,
-                // Gone already; and a status has no place to go.
-                (Part::Gone | Part::Status, _) => Due::Done,
+                (Part::Made, Some(at)) => Due::Later(at),
+                (Part::Whole | Part::Made, _) => Due::Now,
+                // Gone already; and a status or a field has no place to go.
+                (Part::Gone | Part::Status | Part::Merged, _) => Due::Done,
             };
         };
-        if part == Part::Gone {
-            return visible_at.map_or(Due::Now, Due::Later);
+        match part {
+            Part::Made => return Due::Done,
+            Part::Gone | Part::Merged => return visible_at.map_or(Due::Now, Due::Later),
+            Part::Whole | Part::Status => {}
         }
         let behind = last.is_some_and(|last| seen.version < last.version) && visible_at.is_some();
         if same && (behind || last.is_some_and(|last| seen.version <= last.version)) {
@@ -154,7 +175,12 @@ impl Applier {
         Due::Now
     }
 
-    async fn carry_out(&mut self, steps: Vec<Step>, mut again: Option<Instant>) -> Option<Instant> {
+    async fn carry_out(
+        &mut self,
+        steps: Vec<Step>,
+        plan: &Plan,
+        mut again: Option<Instant>,
+    ) -> Option<Instant> {
         let client = &self.client;
         let requests = steps.into_iter().map(|step| async move {
             let result = send(client, &step).await;
@@ -168,6 +194,9 @@ impl Applier {
                     debug!(part = ?slot.0, key = %slot.1, "written");
                     self.metrics.written();
                     self.failed.remove(&slot);
+                    if slot.0 == Part::Status {
+                        self.tell(plan, &slot.1).await;
+                    }
                     self.written.insert(slot, Written { wanted: step.wanted, version, at: Instant::now() });
                 }
                 Err(error) => {
@@ -184,6 +213,33 @@ impl Applier {
             }
         }
         again
+    }
+}
+
+impl Applier {
+    /// Publishes the events of an object whose status has just changed.
+    async fn tell(&self, plan: &Plan, key: &ObjectKey) {
+        for event in plan.events.iter().filter(|event| event.about == *key) {
+            let resource = key.kind.resource();
+            let about = ObjectReference {
+                api_version: Some(resource.api_version),
+                kind: Some(resource.kind),
+                namespace: key.namespace.clone(),
+                name: Some(key.name.clone()),
+                uid: Some(event.uid.clone()),
+                ..ObjectReference::default()
+            };
+            let event = Event {
+                type_: if event.warning { EventType::Warning } else { EventType::Normal },
+                reason: event.reason.clone(),
+                note: Some(event.note.clone()),
+                action: "Reconcile".to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = self.recorder.publish(&event, &about).await {
+                debug!(%key, %error, "an event was not published");
+            }
+        }
     }
 }
 
@@ -229,6 +285,22 @@ async fn send(client: &Client, step: &Step) -> kube::Result<Version> {
     let params = PatchParams::apply(FIELD_MANAGER).force();
     match step.part {
         Part::Whole => Ok(version(&api.patch(name, &params, &Patch::Apply(&step.wanted)).await?)),
+        Part::Made => {
+            let object: DynamicObject =
+                serde_json::from_value(step.wanted.clone()).map_err(kube::Error::SerdeError)?;
+            let params =
+                PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+            match api.create(&params, &object).await {
+                Ok(made) => Ok(version(&made)),
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(0),
+                Err(error) => Err(error),
+            }
+        }
+        Part::Merged => {
+            let params =
+                PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+            Ok(version(&api.patch(name, &params, &Patch::Merge(&step.wanted)).await?))
+        }
         Part::Status => {
             let body = serde_json::json!({
                 "apiVersion": resource.api_version,

@@ -3,9 +3,13 @@
 
 mod addresses;
 mod nodes;
+mod peerings;
+mod services;
 
-pub use addresses::{block, pool};
-pub use nodes::{node, node_network};
+pub use addresses::{block, egress, pool, service_cidrs};
+pub use nodes::{is_importable_namespace, node, node_network};
+pub use peerings::{invitation, issued, peering, token};
+pub use services::{derived, export, import, mirrored, service, service_of, slice};
 
 use isthmus_planner::{Problem, Seen};
 use jiff::Timestamp;
@@ -25,4 +29,9 @@ fn seen<T, S: Clone + Default>(
         status: status.cloned().unwrap_or_default(),
         value,
     }
+}
+
+/// A label's value.
+fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.labels.as_ref()?.get(key).map(String::as_str)
 }

@@ -15,6 +15,11 @@ pub(crate) fn is(
     Wanted { kind, status: Some(holds), reason, message: message.into() }
 }
 
+/// A condition that nobody can tell yet.
+pub(crate) fn unknown(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Wanted {
+    Wanted { kind, status: None, reason, message: message.into() }
+}
+
 /// Whether somebody must act before Ready can become True, or time alone will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
@@ -26,7 +31,22 @@ pub(crate) enum Progress {
     Stalled,
 }
 
-/// The old conditions with the wanted ones, and Reconciling and Stalled (kstatus) after Ready.
+/// The old conditions brought to the wanted ones, and no others.
+pub(crate) fn exactly(
+    old: &[Condition],
+    wanted: &[Wanted],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let mut conditions = old.to_vec();
+    for one in wanted {
+        condition::set(&mut conditions, one, generation, &Time(now));
+    }
+    conditions.retain(|one| wanted.iter().any(|wish| wish.kind == one.type_));
+    conditions
+}
+
+/// The same, with Reconciling and Stalled (kstatus) after Ready.
 pub(crate) fn updated(
     old: &[Condition],
     wanted: &[Wanted],
@@ -34,21 +54,14 @@ pub(crate) fn updated(
     generation: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
-    let mut conditions = old.to_vec();
-    let now = Time(now);
-    for one in wanted {
-        condition::set(&mut conditions, one, generation, &now);
-    }
     let ready = wanted.iter().find(|one| one.kind == READY);
     let (reason, message) = ready.map_or(("Settled", ""), |ready| (ready.reason, ready.message.as_str()));
-    for (kind, holds) in
-        [(RECONCILING, progress == Progress::UnderWay), (STALLED, progress == Progress::Stalled)]
-    {
+    let abnormal = |kind, holds| {
         let (reason, message) = if holds { (reason, message) } else { ("Settled", "") };
-        condition::set(&mut conditions, &is(kind, holds, reason, message), generation, &now);
-    }
-    conditions.retain(|one| {
-        wanted.iter().any(|w| w.kind == one.type_) || [RECONCILING, STALLED].contains(&one.type_.as_str())
-    });
-    conditions
+        is(kind, holds, reason, message)
+    };
+    let mut all = wanted.to_vec();
+    all.push(abnormal(RECONCILING, progress == Progress::UnderWay));
+    all.push(abnormal(STALLED, progress == Progress::Stalled));
+    exactly(old, &all, generation, now)
 }

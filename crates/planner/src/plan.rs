@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use isthmus_api::{about, mcs, v1alpha1};
+use isthmus_mesh::record::Announcement;
 use jiff::Timestamp;
 use k8s_openapi::api::{core::v1, discovery};
 use kube::core::Resource;
 use kube::discovery::ApiResource;
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::snapshot::Peering;
 
 /// What shall be true of the cluster after it is applied.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,18 +22,33 @@ pub struct Plan {
     pub ensure: BTreeMap<ObjectKey, Value>,
     /// Objects that shall go, with the UID that was seen: a namesake made meanwhile stays.
     pub prune: BTreeMap<ObjectKey, String>,
+    /// Objects that shall exist once, made if they are missing and never changed by this.
+    pub create: BTreeMap<ObjectKey, Value>,
+    /// Fields to change of objects that are not ours as a whole, as JSON merge patches (RFC 7396).
+    pub merge: BTreeMap<ObjectKey, Value>,
     /// Statuses, whole.
     pub statuses: BTreeMap<ObjectKey, Value>,
     /// What happened, for people.
     pub events: Vec<Event>,
     /// When to plan again even if nothing happens.
     pub wake: Option<Timestamp>,
+    /// What every peer is told.
+    pub announcement: Announcement,
+    /// Peers to talk to, by peering.
+    pub peers: BTreeMap<String, Peering>,
+    /// How much of what each peer announces is refused, by peering and code.
+    pub refused: BTreeMap<(String, String), u64>,
 }
 
 impl Plan {
     /// Adds an object that shall exist.
     pub fn ensure<K: Written>(&mut self, object: &K) {
         self.ensure.insert(ObjectKey::of(object), serde_json::to_value(object).unwrap_or_default());
+    }
+
+    /// Adds an object to be made once.
+    pub fn create<K: Written>(&mut self, object: &K) {
+        self.create.insert(ObjectKey::of(object), serde_json::to_value(object).unwrap_or_default());
     }
 
     /// Adds a status.
@@ -86,6 +104,8 @@ pub enum Kind {
     EndpointSlice,
     /// ConfigMap.
     ConfigMap,
+    /// Secret.
+    Secret,
 }
 
 impl Kind {
@@ -104,6 +124,7 @@ impl Kind {
             Self::Service => ApiResource::erase::<v1::Service>(&()),
             Self::EndpointSlice => ApiResource::erase::<discovery::v1::EndpointSlice>(&()),
             Self::ConfigMap => ApiResource::erase::<v1::ConfigMap>(&()),
+            Self::Secret => ApiResource::erase::<v1::Secret>(&()),
         }
     }
 }
@@ -168,5 +189,6 @@ written! {
     mcs::ServiceImport => ServiceImport,
     v1::Service => Service,
     v1::ConfigMap => ConfigMap,
+    v1::Secret => Secret,
     discovery::v1::EndpointSlice => EndpointSlice,
 }

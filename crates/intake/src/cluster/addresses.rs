@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pools and blocks.
+//! Pools, blocks, egress addresses and the cluster's Service addresses.
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use isthmus_api::v1alpha1::{IPBlock, IPBlockStatus, IPPool, IPPoolSpec, IPPoolStatus};
-use isthmus_planner::{Block, Pool, Problem, Seen};
+use isthmus_api::v1alpha1::{
+    EgressPolicy, EgressPolicySpec, EgressPolicyStatus, IPBlock, IPBlockStatus, IPPool, IPPoolSpec,
+    IPPoolStatus,
+};
+use isthmus_planner::{Block, Egress, Pool, Problem, Seen};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 
@@ -69,6 +75,41 @@ pub fn block(object: &IPBlock) -> Seen<Block, IPBlockStatus> {
         node: object.spec.node.clone(),
     });
     seen(&object.metadata, object.status.as_ref(), value)
+}
+
+/// Takes an EgressPolicy.
+pub fn egress(object: &EgressPolicy) -> Seen<Egress, EgressPolicyStatus> {
+    seen(&object.metadata, object.status.as_ref(), egress_wish(&object.spec))
+}
+
+fn egress_wish(spec: &EgressPolicySpec) -> Result<Egress, Problem> {
+    for destination in &spec.destination_cidrs {
+        network(destination)?;
+    }
+    let gateways = selector(Some(&spec.gateway_selector), "gatewaySelector")?;
+    selector(spec.pod_selector.as_ref(), "podSelector")?;
+    selector(spec.namespace_selector.as_ref(), "namespaceSelector")?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in &spec.egress_ips {
+        let wrong = |message| Problem { reason: "InvalidEgressIP", message };
+        let address: IpAddr =
+            text.parse().map_err(|_| wrong(format!("egressIPs: {text:?} is not an IP address")))?;
+        if addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+            return Err(wrong("egressIPs: give one address of each family at most".to_owned()));
+        }
+        addresses.push(address);
+    }
+    if addresses.is_empty() {
+        let message = "egressIPs: give the address that the outside shall see".to_owned();
+        return Err(Problem { reason: "InvalidEgressIP", message });
+    }
+    Ok(Egress { gateways, addresses })
+}
+
+/// Takes a ServiceCIDR.
+pub fn service_cidrs(object: &ServiceCIDR) -> Vec<IpNet> {
+    let cidrs = object.spec.as_ref().and_then(|spec| spec.cidrs.as_ref()).into_iter().flatten();
+    cidrs.filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -27,3 +27,8 @@ pub fn node(object: &v1::Node) -> Node {
 pub fn node_network(object: &NodeNetwork) -> Seen<(), NodeNetworkStatus> {
     seen(&object.metadata, object.status.as_ref(), Ok(()))
 }
+
+/// Whether services can be imported into the namespace: nothing can be made in one that is being deleted.
+pub fn is_importable_namespace(object: &v1::Namespace) -> bool {
+    object.metadata.deletion_timestamp.is_none()
+}

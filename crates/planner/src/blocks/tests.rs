@@ -2,25 +2,13 @@
 use std::collections::BTreeMap;
 
 use isthmus_api::v1alpha1::{BlockUsage, NodeNetworkStatus};
-use jiff::Timestamp;
 use kube::core::Selector;
 use proptest::prelude::*;
 
 use super::*;
 use crate::pools;
 use crate::snapshot::{Node, Problem, Seen};
-
-fn seen<T, S: Default>(value: T, age: i64) -> Seen<T, S> {
-    let created = Timestamp::from_second(age).unwrap();
-    Seen {
-        uid: "u".into(),
-        generation: Some(1),
-        created,
-        deleting: false,
-        status: S::default(),
-        value: Ok(value),
-    }
-}
+use crate::testing::seen;
 
 fn pool(cidr: &str, block_prefix: u8) -> Pool {
     Pool { cidr: cidr.parse().unwrap(), block_prefix, nodes: Selector::default(), disabled: false }

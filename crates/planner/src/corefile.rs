@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! CoreDNS' Corefile with the clusterset's zone.
+//!
+//! The plugin `kubernetes` serves ServiceImports when its block has `multicluster <zone>` and the zone is among the
+//! zones of the block (CoreDNS 1.12.2 and later).
+
+use crate::plan::{Kind, ObjectKey, Plan};
+use crate::snapshot::{Problem, Snapshot};
+
+/// The clusterset's zone (KEP-1645, DNS specification).
+pub const ZONE: &str = "clusterset.local";
+
+/// The Corefile with the zone added; none if it is there already.
+///
+/// # Errors
+/// There is no block of the plugin `kubernetes` to add it to.
+pub fn with_clusterset(text: &str) -> Result<Option<String>, Problem> {
+    let lines: Vec<&str> = text.lines().collect();
+    let refuse = |message: &str| Problem { reason: "NoKubernetesBlock", message: message.to_owned() };
+    let start =
+        lines.iter().position(|line| words(line).first() == Some(&"kubernetes")).ok_or_else(|| {
+            refuse("the Corefile has no plugin `kubernetes`; serve clusterset.local some other way")
+        })?;
+    let head = words(lines[start]);
+    let has_block = head.last() == Some(&"{");
+    let end = if has_block {
+        block_end(&lines, start).ok_or_else(|| refuse("a block of the Corefile is not closed"))?
+    } else {
+        start
+    };
+    let options = &lines[start..=end];
+    let served = options.iter().any(|line| {
+        let words = words(line);
+        words.first() == Some(&"multicluster") && words[1..].iter().any(|zone| is_zone(zone))
+    });
+    let listed = head.iter().any(|word| is_zone(word));
+    if served && listed {
+        return Ok(None);
+    }
+    let indent: String = lines[start].chars().take_while(|c| c.is_whitespace()).collect();
+    let mut out: Vec<String> = lines[..start].iter().map(|line| (*line).to_owned()).collect();
+    out.push(new_head(&indent, &head, listed));
+    if !served {
+        out.push(format!("{indent}   multicluster {ZONE}"));
+    }
+    if has_block {
+        out.extend(lines[start + 1..=end].iter().map(|line| (*line).to_owned()));
+    } else {
+        out.push(format!("{indent}}}"));
+    }
+    out.extend(lines[end + 1..].iter().map(|line| (*line).to_owned()));
+    let mut new = out.join("\n");
+    if text.ends_with('\n') {
+        new.push('\n');
+    }
+    Ok(Some(new))
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split('#').next().unwrap_or_default().split_whitespace().collect()
+}
+
+fn is_zone(word: &str) -> bool {
+    word.trim_end_matches('.') == ZONE
+}
+
+fn new_head(indent: &str, head: &[&str], listed: bool) -> String {
+    let mut words: Vec<&str> = head.iter().copied().filter(|word| *word != "{").collect();
+    if words.len() == 1 {
+        // Without zones the plugin takes those of the server block; with one of ours it would lose them.
+        words.push("cluster.local");
+    }
+    if !listed {
+        // Before the reverse zones: the first zone stays the primary one.
+        words.insert(2, ZONE);
+    }
+    format!("{indent}{} {{", words.join(" "))
+}
+
+fn block_end(lines: &[&str], start: usize) -> Option<usize> {
+    let mut depth = 0usize;
+    for (at, line) in lines.iter().enumerate().skip(start) {
+        for word in words(line) {
+            match word {
+                "{" => depth += 1,
+                "}" => depth = depth.checked_sub(1)?,
+                _ => {}
+            }
+        }
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+pub(crate) fn plan(snapshot: &Snapshot, plan: &mut Plan) {
+    let Some(corefile) = &snapshot.corefile else { return };
+    // A Corefile that we cannot extend is somebody's own; their DNS keeps working as it is.
+    let Ok(Some(text)) = with_clusterset(&corefile.text) else { return };
+    let patch = serde_json::json!({
+        "metadata": {"resourceVersion": corefile.version},
+        "data": {"Corefile": text},
+    });
+    plan.merge.insert(ObjectKey::namespaced(Kind::ConfigMap, "kube-system", "coredns"), patch);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KUBEADM: &str = ".:53 {\n    errors\n    kubernetes cluster.local in-addr.arpa ip6.arpa {\n       pods insecure\n       fallthrough in-addr.arpa ip6.arpa\n       ttl 30\n    }\n    forward . /etc/resolv.conf {\n       max_concurrent 1000\n    }\n    reload\n}\n";
+
+    #[test]
+    fn the_zone_is_added_after_the_primary_one_and_its_option_to_the_block() {
+        let new = with_clusterset(KUBEADM).unwrap().unwrap();
+        assert!(new.contains("    kubernetes cluster.local clusterset.local in-addr.arpa ip6.arpa {\n       multicluster clusterset.local\n       pods insecure\n"), "{new}");
+        assert!(new.ends_with("    reload\n}\n"), "{new}");
+    }
+
+    #[test]
+    fn a_corefile_that_has_the_zone_is_left_as_it_is() {
+        let new = with_clusterset(KUBEADM).unwrap().unwrap();
+        assert_eq!(with_clusterset(&new), Ok(None));
+    }
+
+    #[test]
+    fn a_plugin_without_block_gets_one() {
+        let new = with_clusterset(".:53 {\n  kubernetes cluster.local\n  reload\n}").unwrap().unwrap();
+        assert_eq!(
+            new,
+            ".:53 {\n  kubernetes cluster.local clusterset.local {\n     multicluster clusterset.local\n  }\n  reload\n}"
+        );
+    }
+
+    #[test]
+    fn a_corefile_without_the_plugin_is_refused_with_the_reason() {
+        let problem = with_clusterset(".:53 {\n  forward . 8.8.8.8 # kubernetes\n}\n").unwrap_err();
+        assert!(problem.message.contains("no plugin `kubernetes`"));
+    }
+}
