@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo test-fast
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo test test-fast
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,5 +43,8 @@ lab-down: ## Take the lab down, leaving nothing but the cache
 demo: deps ## Two clusters from nothing to one network, step by step (as root); leaves them running
 	@$(XTASK) demo --profile $(PROFILE)
 
-test-fast: ## Tests that need neither root nor Go
-	$(CARGO) test --workspace --exclude isthmus-api-tests --exclude isthmus-e2e --exclude isthmus-netns-tests
+test: deps ## Everything: unit, namespaces, API server, two clusters (as root); ends with counts
+	@$(XTASK) test
+
+test-fast: ## What needs neither root nor Go
+	@$(XTASK) test --fast

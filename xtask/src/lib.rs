@@ -12,5 +12,6 @@ pub mod node_image;
 pub mod places;
 pub mod rootfs;
 pub mod run;
+pub mod suite;
 pub mod tools;
 pub mod topology;

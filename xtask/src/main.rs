@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::lab::{self, oci_runtime};
 use xtask::places::Places;
-use xtask::{demo, deps, node_image, tools};
+use xtask::{demo, deps, node_image, suite, tools};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "What the Makefile calls")]
@@ -37,6 +37,12 @@ enum Command {
         /// End once all is set up
         #[arg(long)]
         only_set_up: bool,
+    },
+    /// Run the tests: all of them, or what needs neither root nor Go
+    Test {
+        /// Neither namespaces nor API servers nor clusters
+        #[arg(long)]
+        fast: bool,
     },
     /// The lab of kind clusters
     #[command(subcommand)]
@@ -108,6 +114,7 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Demo { profile, only_set_up } => demo::run(&places, &profile, only_set_up),
+        Command::Test { fast } => suite::run(!fast),
         Command::LabDaemon { config } => lab::daemon::become_daemon(&config).map(drop),
         Command::Lab(command) => run_lab(&places, command),
     }

@@ -57,14 +57,18 @@ fn stages(full: bool) -> Vec<Stage> {
     for package in LABORATORY {
         unit.extend(["--exclude".to_owned(), package.to_owned()]);
     }
-    let mut all = vec![stage("format", "cargo fmt --all --check"), stage("build", "cargo build --workspace --bins")];
+    let mut all =
+        vec![stage("format", "cargo fmt --all --check"), stage("build", "cargo build --workspace --bins")];
     all.push(Stage { name: "unit", command: unit });
     if full {
         all.push(stage("lint", "cargo clippy --workspace --all-targets -- -D warnings"));
         all.push(stage("namespaces", "cargo test -p isthmus-netns-tests --no-fail-fast -- --test-threads=1"));
         all.push(stage("api", "cargo test -p isthmus-api-tests --no-fail-fast"));
-        all.push(stage("clusters", "cargo test -p isthmus-e2e --no-fail-fast -- --test-threads=1 --nocapture"));
-        all.push(stage("lab down", "cargo run -q -p xtask -- lab down"));
+        all.push(stage(
+            "clusters",
+            "cargo test -p isthmus-e2e --no-fail-fast -- --test-threads=1 --nocapture",
+        ));
+        all.push(stage("lab down", "./lab down"));
     }
     all
 }
@@ -120,7 +124,10 @@ fn report(rows: &[(&str, Counts, Duration, bool)]) -> Counts {
     for (name, counts, took, success) in rows {
         let verdict = if *success { "" } else { "  FAILED" };
         let seconds = took.as_secs();
-        println!("{name:<12} {:>7} {:>7} {:>7} {seconds:>8}{verdict}", counts.passed, counts.failed, counts.ignored);
+        println!(
+            "{name:<12} {:>7} {:>7} {:>7} {seconds:>8}{verdict}",
+            counts.passed, counts.failed, counts.ignored
+        );
         total.add(*counts);
     }
     total

@@ -14,7 +14,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("isthmus-mesh", &["isthmus-model"]),
     ("isthmus-wg", &["isthmus-model"]),
     ("isthmus-compiler", &["isthmus-model"]),
-    ("isthmus-intake", &["isthmus-api", "isthmus-compiler", "isthmus-mesh", "isthmus-model", "isthmus-planner"]),
+    (
+        "isthmus-intake",
+        &["isthmus-api", "isthmus-compiler", "isthmus-mesh", "isthmus-model", "isthmus-planner"],
+    ),
     ("isthmus-planner", &["isthmus-api", "isthmus-mesh", "isthmus-model"]),
     ("isthmus-kernel", &["isthmus-delta", "isthmus-model"]),
     ("isthmus-dataplane", &["isthmus-model", "isthmus-packet-io", "isthmus-wg"]),
