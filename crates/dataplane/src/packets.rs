@@ -90,6 +90,7 @@ pub(crate) fn start(keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThrea
         outgoing: SendBatch::default(),
         scratch: Scratch::default(),
         drops: BTreeMap::new(),
+        told_handshakes: BTreeMap::new(),
         next_post: now,
         next_retry: now,
     };
@@ -122,6 +123,7 @@ struct Carrier {
     outgoing: SendBatch,
     scratch: Scratch,
     drops: BTreeMap<Drop, u64>,
+    told_handshakes: BTreeMap<LinkName, u64>,
     next_post: Instant,
     next_retry: Instant,
 }
@@ -337,13 +339,29 @@ impl Carrier {
         let states = self.engine.facts().into_values().map(|facts| {
             let state = TunnelState {
                 endpoint: facts.endpoint,
-                last_handshake_s: facts.since_handshake.map(|since| unix_now.saturating_sub(since).as_secs()),
+                last_handshake_s: facts.since_handshake.map(|since| {
+                    // Rounding must not make one handshake look like another.
+                    let at = unix_now.saturating_sub(since).as_secs();
+                    let told = self.told_handshakes.get(&facts.name).copied();
+                    told.filter(|told| told.abs_diff(at) <= 1).unwrap_or(at)
+                }),
                 received_bytes: facts.received_bytes,
                 sent_bytes: facts.sent_bytes,
             };
             (facts.name, state)
         });
-        self.board.post_tunnels(states.collect());
+        let states: BTreeMap<LinkName, TunnelState> = states.collect();
+        let handshakes =
+            states.iter().filter_map(|(name, state)| Some((name.clone(), state.last_handshake_s?)));
+        let handshakes: BTreeMap<LinkName, u64> = handshakes.collect();
+        for name in handshakes.keys().filter(|name| !self.told_handshakes.contains_key(*name)) {
+            tracing::info!(tunnel = %name, endpoint = ?states[name].endpoint, "session begins");
+        }
+        for name in self.told_handshakes.keys().filter(|name| !handshakes.contains_key(*name)) {
+            tracing::warn!(tunnel = %name, "session is over; a new one is asked for every 5 s");
+        }
+        self.told_handshakes = handshakes;
+        self.board.post_tunnels(states);
         self.board.post_key(self.keys.newest().public().to_string());
     }
 }

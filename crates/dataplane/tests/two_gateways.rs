@@ -2,7 +2,7 @@
 //! Two data plane processes in two network namespaces, joined by a veth pair, each with an agent that is this test.
 
 // Shared by whoever tests with two namespaces; not every test needs all of it.
-#[allow(unreachable_pub)]
+#[allow(dead_code, unreachable_pub)]
 mod lab;
 
 use std::time::{Duration, Instant};
@@ -147,7 +147,7 @@ fn the_size_that_a_narrow_path_passes_is_found() {
 fn a_session_is_renewed_under_traffic_without_a_packet_lost() {
     let Some(pair) = as_root("renewed") else { return };
     let first = pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
-    let out = pair.east.run("ping -c 15000 -i 0.01 -W 1 -q 10.2.0.0");
+    let out = pair.east.run("ping -c 7500 -i 0.02 -W 1 -q 10.2.0.0");
     assert_eq!(ping_loss(&out), 0, "{out}");
     let handshake =
         |state: &isthmus_model::dataplane::DataplaneState| tunnel(state).last_handshake_s.unwrap();

@@ -150,6 +150,11 @@ impl Path {
         }
     }
 
+    /// Whether it was up when [`Self::take_news`] was asked last.
+    pub(crate) fn told_up(&self) -> bool {
+        self.told.0
+    }
+
     /// Whether something that the agent acts on has changed since this was asked last.
     pub(crate) fn take_news(&mut self) -> bool {
         let path_mtu = self.mtu.as_ref().and_then(MtuSearch::found);

@@ -116,7 +116,10 @@ impl Prober {
                 self.refresh_indices();
                 self.open_responders();
             }
-            let news = self.probes.values_mut().any(|running| running.path.take_news());
+            let mut news = false;
+            for (name, running) in &mut self.probes {
+                news |= running.tell_news(name);
+            }
             if news || now >= self.next_post {
                 self.next_post = now + POST_EVERY;
                 self.post();
@@ -236,6 +239,18 @@ impl Prober {
 }
 
 impl Running {
+    /// Writes to the log what the agent acts on. True if it has changed.
+    fn tell_news(&mut self, name: &str) -> bool {
+        let was_up = self.path.told_up();
+        let news = self.path.take_news();
+        match (was_up, self.path.is_up()) {
+            (false, true) => tracing::info!(probe = name, target = %self.probe.target, "path is up"),
+            (true, false) => tracing::warn!(probe = name, target = %self.probe.target, "path is down"),
+            _ => {}
+        }
+        news
+    }
+
     fn send_due(&mut self, now: Instant) {
         if let Some((header, length)) = self.path.poll(now, nonce) {
             if self.path.unanswered() % RENEW_AFTER == RENEW_AFTER - 1 {

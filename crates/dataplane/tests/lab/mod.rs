@@ -18,7 +18,7 @@ use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{PROBE_PORT, WIREGUARD_PORT};
 
 pub const TUNNEL: &str = "iw-0123456789ab";
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Two gateways that are joined and configured.
 pub struct Pair {
@@ -195,6 +195,11 @@ impl Side {
         });
     }
 
+    /// Where the process keeps its key.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     fn socket(&self) -> PathBuf {
         self.dir.path().join("run/dataplane.sock")
     }
@@ -208,7 +213,7 @@ impl Side {
             "exec {} {} {} 2>>{}",
             serve.display(),
             self.socket().display(),
-            self.dir.path().join("state").display(),
+            self.state_dir().display(),
             log.display()
         );
         self.process = Some(self.command(&script).spawn().unwrap());
@@ -283,6 +288,13 @@ impl Side {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Drop for Side {
     fn drop(&mut self) {
         for child in [self.process.as_mut(), Some(&mut self.holder)].into_iter().flatten() {
@@ -292,7 +304,11 @@ impl Drop for Side {
     }
 }
 
-fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+/// Tries until something comes of it.
+///
+/// # Panics
+/// When nothing does, in time.
+pub fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = attempt() {
