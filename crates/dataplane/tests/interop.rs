@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use base64::Engine as _;
-use lab::{as_root, ping_loss, tunnel, within};
+use lab::{as_root, ping_loss, skip, tunnel, within};
 
 fn hex(base64_text: &str) -> String {
     let bytes = base64::engine::general_purpose::STANDARD.decode(base64_text.trim()).unwrap();
@@ -25,8 +25,7 @@ fn hex(base64_text: &str) -> String {
 #[test]
 fn wireguard_go_and_we_understand_each_other() {
     let Some(program) = std::env::var_os("ISTHMUS_WIREGUARD_GO") else {
-        eprintln!("interop: skipped: needs wireguard-go, named by ISTHMUS_WIREGUARD_GO");
-        return;
+        return skip("interop", "needs wireguard-go, named by ISTHMUS_WIREGUARD_GO");
     };
     let Some(mut pair) = as_root("interop") else { return };
     let before = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());

@@ -259,6 +259,32 @@ fn tunnels_that_stay_keep_their_session_when_others_come_and_go() {
 }
 
 #[test]
+fn two_gateways_of_one_peer_have_the_same_cidrs_and_a_tunnel_each() {
+    let (mut east, to_west, mut west, _, mut wire) = pair();
+    let mut north = Side::new(3, "192.0.2.3:51820");
+    north.configure("iw-east", tunnel(&key(1), Some("192.0.2.1:51820"), &["10.1.0.0/16"]));
+    let both = BTreeMap::from([
+        (link("iw-west"), tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16"])),
+        (link("iw-north"), tunnel(&key(3), Some("192.0.2.3:51820"), &["10.2.0.0/16"])),
+    ]);
+    assert_eq!(east.engine.configure(&both, Instant::now()), []);
+    let to_north = east.engine.id_of(&link("iw-north")).unwrap();
+    for id in [to_west, to_north] {
+        east.send(id, &east_packet(), &mut wire);
+    }
+    while !wire.is_empty() {
+        for (from, to, datagram) in std::mem::take(&mut wire) {
+            let side =
+                [&mut east, &mut west, &mut north].into_iter().find(|side| side.address == to).unwrap();
+            side.receive(from, &datagram, &mut wire);
+        }
+    }
+    assert_eq!((west.delivered.len(), north.delivered.len()), (1, 1));
+    let facts = east.engine.facts();
+    assert_eq!([to_west, to_north].map(|id| facts[&id].endpoint), [Some(west.address), Some(north.address)]);
+}
+
+#[test]
 fn tunnels_that_cannot_run_are_named_and_the_others_run() {
     let mut east = Side::new(1, "192.0.2.1:51820");
     let mut broken = tunnel(&key(2), None, &[]);
