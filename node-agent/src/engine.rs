@@ -28,6 +28,8 @@ const BETWEEN_CONVERGENCES: Duration = Duration::from_millis(200);
 const CONVERGE_EVERY: Duration = Duration::from_secs(60);
 const RETRY_FAILED: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(2);
+const PROBE_JOURNAL_TICKS: u64 = 5;
+const ORPHANS_TICKS: u64 = 15;
 
 /// How the kernel of this node is opened once the data plane process has passed the socket of our nftables table.
 pub type OpenKernel = Box<dyn Fn(Nft) -> Result<Kernel, isthmus_kernel::KernelError> + Send>;
@@ -66,6 +68,7 @@ pub struct Engine {
     converge_at: Instant,
     converged_at: Option<Instant>,
     failures: Failures,
+    ticks: u64,
 }
 
 impl Engine {
@@ -85,6 +88,7 @@ impl Engine {
             converge_at: Instant::now(),
             converged_at: None,
             failures: Failures::default(),
+            ticks: 0,
         }
     }
 
@@ -101,14 +105,22 @@ impl Engine {
                 Ok(()) = objects.changed() => self.objects_changed = true,
                 change = next_change(&mut self.events) => self.kernel_changed(change),
                 () = sleep_until(self.converge_at), if self.kernel.is_some() => {}
-                _ = tick.tick() => self.tend_conflist(),
+                _ = tick.tick() => self.tend().await,
+            }
+            // A call that waits may do so because of an object that came with it.
+            if objects.has_changed().unwrap_or(false) {
+                objects.mark_unchanged();
+                self.objects_changed = true;
             }
             while let Ok(advance) = self.wiring.advances.try_recv() {
                 waiting.push(advance);
             }
-            let outcome = self.step(!waiting.is_empty()).await;
+            if waiting.iter().any(|advance| advance.read_first) {
+                self.converge_at = Instant::now();
+            }
+            let outcome = self.step().await;
             for advance in waiting {
-                let _ = advance.send(outcome.clone());
+                let _ = advance.done.send(outcome.clone());
             }
         }
     }
@@ -160,8 +172,8 @@ impl Engine {
     }
 
     /// One turn: intent, facts, desired, kernel, data plane, report.
-    async fn step(&mut self, asked: bool) -> Result<Failures, String> {
-        let outcome = self.advance_or_converge(asked).await;
+    async fn step(&mut self) -> Result<Failures, String> {
+        let outcome = self.advance_or_converge().await;
         let ready = outcome.as_ref().err().cloned();
         self.wiring.node.set_blocked(ready);
         let readiness = self.wiring.node.readiness();
@@ -170,7 +182,7 @@ impl Engine {
         outcome
     }
 
-    async fn advance_or_converge(&mut self, asked: bool) -> Result<Failures, String> {
+    async fn advance_or_converge(&mut self) -> Result<Failures, String> {
         let Some(kernel) = &mut self.kernel else {
             return Err("waiting for the data plane process of this node (container dataplane)".to_owned());
         };
@@ -191,8 +203,7 @@ impl Engine {
         self.take_in_objects();
         self.facts.pods = self.wiring.node.ledger().pod_facts();
         let desired = compile(&self.intent, &self.facts);
-        let unchanged = self.desired.as_ref() == Some(&desired);
-        if due || !(unchanged || self.desired.is_none()) || (asked && !unchanged) {
+        if due || self.desired.as_ref() != Some(&desired) {
             self.apply(&desired, sync, due || self.desired.is_none()).await;
         }
         if self.configured.as_ref() != Some(&desired.dataplane) {
@@ -265,6 +276,20 @@ impl Engine {
         });
     }
 
+    /// What nobody tells us of: a full disk, containers that vanished, an edited configuration.
+    async fn tend(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(PROBE_JOURNAL_TICKS) {
+            let node = self.wiring.node.clone();
+            let _ = tokio::task::spawn_blocking(move || node.ledger().probe_journal()).await;
+        }
+        if self.ticks.is_multiple_of(ORPHANS_TICKS) {
+            let node = self.wiring.node.clone();
+            let _ = tokio::task::spawn_blocking(move || release_orphans(&node)).await;
+        }
+        self.tend_conflist();
+    }
+
     fn tend_conflist(&self) {
         let Some(conflist) = &self.wiring.conflist else { return };
         if self.wiring.node.readiness().is_err() {
@@ -279,6 +304,20 @@ impl Engine {
             ),
             Err(error) => tracing::error!(%error, "the CNI configuration cannot be written"),
         }
+    }
+}
+
+/// A veth pair goes with its container's namespace, also where the runtime never calls DEL.
+fn release_orphans(node: &Node) {
+    let before = node.ledger().linked();
+    match node.links.list() {
+        Ok(links) => {
+            let links = links.into_keys().collect();
+            for key in node.ledger().release_unlinked(&before, &links, std::time::Instant::now()) {
+                tracing::info!(container = key.container, "its container is gone: addresses given back");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "pods' links cannot be listed"),
     }
 }
 

@@ -16,7 +16,12 @@ use crate::objects::ObjectStore;
 pub type Failures = Arc<BTreeMap<String, String>>;
 
 /// A request of the CNI server to the engine: bring the kernel to the ledger as it is now.
-pub type Advance = oneshot::Sender<Result<Failures, String>>;
+#[derive(Debug)]
+pub struct Advance {
+    /// What is remembered of the kernel's tables may be wrong: read them.
+    pub(crate) read_first: bool,
+    pub(crate) done: oneshot::Sender<Result<Failures, String>>,
+}
 
 /// Shared state of the agent.
 pub struct Node {
@@ -89,11 +94,20 @@ impl Node {
         self.ledger().readiness(&view.families)
     }
 
-    /// Brings the kernel to the ledger as it is now.
+    /// Brings the kernel to the ledger as it is now, from what is remembered of the kernel.
     pub async fn advance(&self) -> Result<Failures, String> {
-        let (sender, receiver) = oneshot::channel();
+        self.ask(false).await
+    }
+
+    /// The same after reading the kernel's tables: somebody else changed them.
+    pub async fn converge(&self) -> Result<Failures, String> {
+        self.ask(true).await
+    }
+
+    async fn ask(&self, read_first: bool) -> Result<Failures, String> {
+        let (done, outcome) = oneshot::channel();
         let gone = || "the agent is stopping".to_owned();
-        self.advance.send(sender).map_err(|_| gone())?;
-        receiver.await.map_err(|_| gone())?
+        self.advance.send(Advance { read_first, done }).map_err(|_| gone())?;
+        outcome.await.map_err(|_| gone())?
     }
 }

@@ -32,6 +32,13 @@ pub struct Report {
     ready: Wanted,
 }
 
+impl Report {
+    /// The status, without conditions.
+    pub fn status(&self) -> &NodeNetworkStatus {
+        &self.status
+    }
+}
+
 /// MTU of pods' interfaces: room is kept for VXLAN where every packet to another node is encapsulated; elsewhere routes say it.
 pub fn pod_mtu(intent: &NodeIntent, uplink_mtu: u32) -> u32 {
     let always = intent.own_blocks().filter_map(|(_, block)| intent.pools.get(&block.pool));

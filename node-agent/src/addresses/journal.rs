@@ -110,7 +110,8 @@ impl Journal {
     }
 
     /// Whether something can be written now.
-    pub fn probe(&self) -> Result<(), JournalError> {
+    pub fn probe(&mut self) -> Result<(), JournalError> {
+        self.writable()?;
         let probe = self.path.with_extension("probe");
         let written = write_new(&probe, &[b'x'; 512]);
         let _ = fs::remove_file(&probe);
@@ -237,7 +238,7 @@ mod tests {
     fn a_journal_that_cannot_be_written_says_what_to_check() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let (journal, _) = open(&path);
+        let (mut journal, _) = open(&path);
         drop(directory);
         let error = journal.probe().unwrap_err().to_string();
         assert!(error.contains("neither full nor read-only"), "{error}");

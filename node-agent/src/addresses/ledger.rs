@@ -39,6 +39,10 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Tells one making of a link from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linking(u64);
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Record {
     Given { key: AttachmentKey, to: Attachment },
@@ -61,9 +65,12 @@ pub enum LedgerError {
 pub struct Ledger {
     ipam: Ipam,
     attachments: BTreeMap<AttachmentKey, Attachment>,
-    /// Attachments whose link exists: these are let through.
-    linked: BTreeSet<AttachmentKey>,
+    /// Attachments whose link exists, and when it was made: these are let through.
+    linked: BTreeMap<AttachmentKey, Linking>,
+    linkings: u64,
     journal: Journal,
+    /// Why the journal could not be written when that was tried last.
+    unwritable: Option<String>,
 }
 
 impl Ledger {
@@ -80,15 +87,21 @@ impl Ledger {
                 "the journal was repaired"
             );
         }
-        let mut ledger =
-            Self { ipam: Ipam::default(), attachments: replay(recovery), linked: BTreeSet::new(), journal };
+        let mut ledger = Self {
+            ipam: Ipam::default(),
+            attachments: replay(recovery),
+            linked: BTreeMap::new(),
+            linkings: 0,
+            journal,
+            unwritable: None,
+        };
         for (link, text) in links {
             if let Some((key, attachment)) = adopt(link, text) {
                 ledger.attachments.entry(key).or_insert(attachment);
             }
         }
         ledger.attachments.retain(|_, attachment| links.contains_key(&attachment.link));
-        ledger.linked = ledger.attachments.keys().cloned().collect();
+        ledger.linked = ledger.attachments.keys().map(|key| (key.clone(), Linking(0))).collect();
         for address in ledger.attachments.values().flat_map(|attachment| &attachment.addresses) {
             ledger.ipam.occupy(*address);
         }
@@ -129,7 +142,7 @@ impl Ledger {
         let (namespace, name) = pod;
         let link = pod_link(&key.container, &key.ifname);
         let to = Attachment { namespace: namespace.to_owned(), pod: name.to_owned(), link, addresses };
-        if let Err(error) = self.journal.append(&Record::Given { key: key.clone(), to: to.clone() }) {
+        if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
             self.take_back(&to.addresses, now);
             return Err(error.into());
         }
@@ -139,7 +152,8 @@ impl Ledger {
 
     /// The link exists: its packets may pass.
     pub fn link_made(&mut self, key: &AttachmentKey) {
-        self.linked.insert(key.clone());
+        self.linkings += 1;
+        self.linked.insert(key.clone(), Linking(self.linkings));
     }
 
     /// The link is about to go: nothing may pass any more. The addresses stay taken.
@@ -153,7 +167,7 @@ impl Ledger {
         self.linked.remove(key);
         let Some(attachment) = self.attachments.remove(key) else { return Ok(()) };
         self.take_back(&attachment.addresses, now);
-        self.journal.append(&Record::Released { key: key.clone() })?;
+        self.append(&Record::Released { key: key.clone() })?;
         if self.journal.records() > self.attachments.len() + SLACK_RECORDS { self.compact() } else { Ok(()) }
     }
 
@@ -167,9 +181,14 @@ impl Ledger {
         &self.attachments
     }
 
+    /// Attachments with a link, for [`Ledger::release_unlinked`].
+    pub fn linked(&self) -> BTreeMap<AttachmentKey, Linking> {
+        self.linked.clone()
+    }
+
     /// Pods with a link, as the compiler wants them.
     pub fn pod_facts(&self) -> BTreeMap<LinkName, PodFacts> {
-        let linked = self.attachments.iter().filter(|(key, _)| self.linked.contains(*key));
+        let linked = self.attachments.iter().filter(|(key, _)| self.linked.contains_key(*key));
         let facts = |attachment: &Attachment| PodFacts {
             namespace: attachment.namespace.clone(),
             name: attachment.pod.clone(),
@@ -196,11 +215,45 @@ impl Ledger {
                 ));
             }
         }
-        self.journal.probe().map_err(|error| error.to_string())
+        self.unwritable.clone().map_or(Ok(()), Err)
+    }
+
+    /// Tries whether the journal can be written, so that STATUS knows before an ADD fails.
+    pub fn probe_journal(&mut self) {
+        self.unwritable = self.journal.probe().err().map(|error| error.to_string());
+    }
+
+    /// Gives back what attachments hold whose link was made `before` and is not among `links`, which were listed after that:
+    /// their containers are gone and nobody said so. Returns what was given back.
+    pub fn release_unlinked(
+        &mut self,
+        before: &BTreeMap<AttachmentKey, Linking>,
+        links: &BTreeSet<LinkName>,
+        now: Instant,
+    ) -> Vec<AttachmentKey> {
+        let gone =
+            |key: &AttachmentKey| self.attachments.get(key).is_some_and(|to| !links.contains(&to.link));
+        let orphaned = |(key, linking): &(&AttachmentKey, &Linking)| {
+            self.linked.get(*key) == Some(*linking) && gone(key)
+        };
+        let orphans: Vec<AttachmentKey> =
+            before.iter().filter(orphaned).map(|(key, _)| key.clone()).collect();
+        for key in &orphans {
+            if let Err(error) = self.release(key, now) {
+                tracing::warn!(%error, "a release is not on disk yet");
+            }
+        }
+        orphans
     }
 
     fn take_back(&mut self, addresses: &[IpAddr], now: Instant) {
         addresses.iter().for_each(|address| self.ipam.release(*address, now));
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        let appended = self.journal.append(record);
+        self.unwritable = appended.as_ref().err().map(ToString::to_string);
+        appended
     }
 
     fn compact(&mut self) -> Result<(), JournalError> {

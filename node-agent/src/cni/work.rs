@@ -102,6 +102,7 @@ impl Workshop {
         if let Some(attachment) = again {
             // The call before was interrupted; its link may be half made.
             self.node.ledger().link_going(&target.key);
+            let _ = self.node.advance().await;
             self.remove_link(&attachment).await?;
         }
         let attachment = self.record(target, view.families).await?;
@@ -155,7 +156,8 @@ impl Workshop {
         let (node, wanted) = (self.node.clone(), wanted(target, attachment, mtu));
         let made = blocking(move || node.links.add(&wanted)).await?.map_err(link_error)?;
         self.node.ledger().link_made(&target.key);
-        let failures = self.node.advance().await.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
+        let advanced = if made.replaced { self.node.converge().await } else { self.node.advance().await };
+        let failures = advanced.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
         match concerns_pod(&failures, &attachment.link, &attachment.addresses) {
             None => Ok(made),
             Some(failure) => {

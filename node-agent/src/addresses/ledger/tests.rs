@@ -101,3 +101,36 @@ fn a_crash_at_any_byte_of_the_journal_never_gives_an_address_twice() {
         assert!(fresh.addresses.iter().all(|address| !held.contains(address)), "crash at byte {end}");
     }
 }
+
+#[test]
+fn what_a_container_held_that_vanished_without_a_word_is_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
+    let now = Instant::now();
+    for name in ["a", "b", "c"] {
+        ledger.give(&key(name), ("", ""), &both(), now).unwrap();
+    }
+    ledger.link_made(&key("a"));
+    ledger.link_made(&key("b"));
+    let before = ledger.linked();
+    let links = [ledger.get(&key("a")).unwrap().link.clone()].into();
+    ledger.link_made(&key("b"));
+    assert_eq!(ledger.release_unlinked(&before, &links, now), [], "b's link was made anew meanwhile");
+    let before = ledger.linked();
+    assert_eq!(ledger.release_unlinked(&before, &links, now), [key("b")], "c's ADD is still under way");
+    assert_eq!(ledger.usage().values().sum::<usize>(), 4);
+}
+
+#[test]
+fn an_unwritable_journal_keeps_new_pods_out_and_lets_old_ones_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut ledger = ledger(&path, &BTreeMap::new());
+    let now = Instant::now();
+    ledger.give(&key("a"), ("", ""), &both(), now).unwrap();
+    drop(directory);
+    ledger.probe_journal();
+    assert!(ledger.readiness(&both()).unwrap_err().contains("neither full nor read-only"));
+    let _ = ledger.release(&key("a"), now);
+    assert_eq!(ledger.usage().values().sum::<usize>(), 0, "in memory it is free");
+}

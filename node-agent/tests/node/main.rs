@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent of a node against a real kernel, in namespaces.
+
+mod agent;
+mod egress;
+mod gateways;
+mod peers;
+mod pods;
+mod subnets;
