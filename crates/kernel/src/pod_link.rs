@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use isthmus_model::ids::LinkName;
 use isthmus_model::kernel::MacAddress;
@@ -21,6 +22,10 @@ use crate::link::{self, POD_ALIAS};
 use crate::table::link_index;
 use crate::wire::{Refusal, Request, Wire};
 use crate::{addr, netns, sysctl};
+
+/// Usually it takes less than a millisecond. A link that still cannot send after this will be able to later.
+const CARRIER_PATIENCE: Duration = Duration::from_millis(500);
+const CARRIER_PAUSE: Duration = Duration::from_micros(100);
 
 /// What a pod's link shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +225,7 @@ impl PodLinks {
             execute_all(wire, "set up the host end", &messages::host_end(wanted, host_index))
         })?;
         execute_all(pod, "set up the pod's end", &messages::pod_end(wanted, pod_index))?;
+        self.wait_until_it_sends(host_index)?;
         Ok(PodLinkMade {
             host_mac: HOST_LINK_MAC,
             pod_mac: messages::pod_mac(wanted),
@@ -227,6 +233,16 @@ impl PodLinks {
             pod_index,
             replaced: false,
         })
+    }
+
+    /// The host end was up first, and gained its carrier with the pod's end: what it is given to send before the kernel has
+    /// seen to that is dropped, and the pod's first answer with it.
+    fn wait_until_it_sends(&self, host_index: u32) -> io::Result<()> {
+        let deadline = Instant::now() + CARRIER_PATIENCE;
+        while !self.on_host(|wire| messages::can_send(wire, host_index))? && Instant::now() < deadline {
+            std::thread::sleep(CARRIER_PAUSE);
+        }
+        Ok(())
     }
 
     fn on_host<T>(&self, work: impl FnOnce(&mut Wire) -> T) -> T {

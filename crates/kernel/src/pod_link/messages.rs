@@ -20,7 +20,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::PodLink;
 use crate::link::{POD_ALIAS, no_generated_addresses};
-use crate::wire::{Request, Wire};
+use crate::wire::{Request, Wire, parse_route};
 use crate::{addr, neigh};
 
 /// The kernel takes aliases of less than 256 bytes.
@@ -58,6 +58,17 @@ pub(super) fn pod_mac(wanted: &PodLink) -> MacAddress {
         [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
     };
     wanted.mac.unwrap_or_else(made)
+}
+
+/// Whether the link can send: the kernel gives it a queue (any but `noop`) a moment after it gained its carrier.
+pub(super) fn can_send(wire: &mut Wire, index: u32) -> io::Result<bool> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let Ok(answer) = wire.ask(&Request::route(&RouteNetlinkMessage::GetLink(message), 0))? else {
+        return Ok(false);
+    };
+    let Some(RouteNetlinkMessage::NewLink(link)) = parse_route(&answer) else { return Ok(false) };
+    Ok(link.attributes.iter().any(|it| matches!(it, LinkAttribute::Qdisc(queue) if queue != "noop")))
 }
 
 /// Alias before state, so that an interrupted call leaves a link that says whose it is. The pod's addresses are
