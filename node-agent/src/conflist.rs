@@ -31,8 +31,16 @@ pub struct Conflist {
     pub directory: PathBuf,
     /// `/opt/cni/bin`.
     pub plugins: PathBuf,
-    /// What the installed portmap plugin speaks, by the file that was asked (inode, modification time).
-    portmap: Arc<Mutex<Option<((u64, i64), &'static str)>>>,
+    /// What the installed portmap plugin speaks, once it was asked.
+    portmap: Arc<Mutex<Option<Asked>>>,
+}
+
+/// A plugin that was asked for its versions.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Inode and modification time of the file.
+    file: (u64, i64),
+    version: &'static str,
 }
 
 /// The newest version of the specification that we speak.
@@ -81,13 +89,11 @@ impl Conflist {
         let metadata = fs::metadata(&path).ok()?;
         let file = (metadata.ino(), metadata.mtime());
         let mut known = self.portmap.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((asked, version)) = *known
-            && asked == file
-        {
-            return Some(version);
+        if let Some(asked) = known.filter(|asked| asked.file == file) {
+            return Some(asked.version);
         }
         let version = if speaks(&path, NEWEST) { NEWEST } else { WITHOUT_STATUS };
-        *known = Some((file, version));
+        *known = Some(Asked { file, version });
         Some(version)
     }
 }

@@ -81,7 +81,7 @@ fn spawn<K, N>(
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listing.clear(),
-                Ok(watcher::Event::InitApply(object)) => drop(listing.extend([keep(object)])),
+                Ok(watcher::Event::InitApply(object)) => listing.extend([keep(object)]),
                 Ok(watcher::Event::InitDone) => {
                     let complete = std::mem::take(&mut listing);
                     store.change(|objects| *place(objects) = complete);

@@ -66,7 +66,9 @@ pub fn intake(node: &NodeName, objects: &NodeObjects) -> (NodeIntent, Vec<Proble
 
 fn nodes(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {
     for (name, object) in &objects.nodes {
-        let Some(name) = accept(name.parse::<NodeName>(), || format!("Node/{name}"), problems) else { continue };
+        let Some(name) = accept(name.parse::<NodeName>(), || format!("Node/{name}"), problems) else {
+            continue;
+        };
         let listed = object.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
         let addresses: Vec<IpAddr> = listed
             .filter(|address| address.type_ == "InternalIP")
@@ -95,7 +97,8 @@ fn accept<T, E: fmt::Display>(
 
 /// Six hexadecimal bytes separated by colons, unicast.
 fn mac(text: &str) -> Option<MacAddress> {
-    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect::<Option<_>>()?;
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect::<Option<_>>()?;
     let mac: MacAddress = bytes.try_into().ok()?;
     (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }

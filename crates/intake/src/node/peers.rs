@@ -44,7 +44,12 @@ fn peer(object: &ClusterPeering, intent: &NodeIntent, problem: &mut dyn FnMut(St
     peer
 }
 
-fn remote_cidr(text: &str, object: &ClusterPeering, intent: &NodeIntent, peer: &Peer) -> Result<IpNet, String> {
+fn remote_cidr(
+    text: &str,
+    object: &ClusterPeering,
+    intent: &NodeIntent,
+    peer: &Peer,
+) -> Result<IpNet, String> {
     let cidr = cidr(text)?;
     let granted = object.spec.allowed_cidrs.iter().filter_map(|grant| grant.parse::<IpNet>().ok());
     if !granted.into_iter().any(|grant| grant.contains(&cidr)) {
@@ -54,7 +59,8 @@ fn remote_cidr(text: &str, object: &ClusterPeering, intent: &NodeIntent, peer: &
     if let Some((pool, of)) = intent.pools.iter().find(|(_, pool)| overlaps(&pool.cidr)) {
         return Err(format!("{cidr} overlaps the IPPool {pool} ({}) of this cluster", of.cidr));
     }
-    let others = intent.peers.iter().flat_map(|(name, peer)| peer.remote_cidrs.iter().map(move |net| (name, net)));
+    let others =
+        intent.peers.iter().flat_map(|(name, peer)| peer.remote_cidrs.iter().map(move |net| (name, net)));
     if let Some((name, net)) = others.into_iter().find(|(_, net)| overlaps(net)) {
         return Err(format!("{cidr} overlaps {net} of the peering {name}"));
     }
@@ -74,12 +80,17 @@ fn gateway(remote: &ApiGateway, peer: &Peer) -> Result<RemoteGateway, String> {
     if key.len() != 44 || !key.ends_with('=') || !key.bytes().take(43).all(base64) {
         return Err(format!("gateway {:?}: {key:?} is no WireGuard key", remote.name));
     }
-    let endpoints: Vec<SocketAddr> = remote.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
+    let endpoints: Vec<SocketAddr> =
+        remote.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
     let mut mesh_addresses = Vec::new();
     for text in &remote.mesh_addresses {
-        let address: IpAddr = text.parse().map_err(|_| format!("gateway {:?}: {text:?} is no address", remote.name))?;
+        let address: IpAddr =
+            text.parse().map_err(|_| format!("gateway {:?}: {text:?} is no address", remote.name))?;
         if !peer.remote_cidrs.iter().any(|cidr| cidr.contains(&address)) {
-            return Err(format!("gateway {:?}: its address {address} is in no CIDR of the peering", remote.name));
+            return Err(format!(
+                "gateway {:?}: its address {address} is in no CIDR of the peering",
+                remote.name
+            ));
         }
         mesh_addresses.push(address);
     }

@@ -27,7 +27,9 @@ fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<P
     let within: Option<&IpAddr> =
         intent.nodes.values().flat_map(|node| &node.addresses).find(|address| cidr.contains(*address));
     if let Some(address) = within {
-        return Err(format!("{cidr} holds the address {address} of a node; use a range apart from the nodes' network"));
+        return Err(format!(
+            "{cidr} holds the address {address} of a node; use a range apart from the nodes' network"
+        ));
     }
     let encapsulation = match object.spec.encapsulation {
         ApiEncapsulation::Always => Encapsulation::Always,
@@ -67,6 +69,11 @@ fn block(object: &IPBlock, intent: &NodeIntent) -> Result<(IpNet, Block), String
 
 /// A CIDR without host bits.
 pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
-    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is no CIDR; write it as 10.1.0.0/16 or fd00:1::/56"))?;
-    if net.addr() == net.network() { Ok(net) } else { Err(format!("{text} has host bits set; write {}", net.trunc())) }
+    let net: IpNet =
+        text.parse().map_err(|_| format!("{text:?} is no CIDR; write it as 10.1.0.0/16 or fd00:1::/56"))?;
+    if net.addr() == net.network() {
+        Ok(net)
+    } else {
+        Err(format!("{text} has host bits set; write {}", net.trunc()))
+    }
 }

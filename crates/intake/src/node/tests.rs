@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use isthmus_api::v1alpha1::{
-    ClusterPeering, ClusterPeeringSpec, ClusterPeeringStatus, EgressPolicy, EgressPolicySpec, IPBlock, IPBlockSpec,
-    IPPool, IPPoolSpec, RemoteGateway,
+    ClusterPeering, ClusterPeeringSpec, ClusterPeeringStatus, EgressPolicy, EgressPolicySpec, IPBlock,
+    IPBlockSpec, IPPool, IPPoolSpec, RemoteGateway,
 };
 use k8s_openapi::api::core::v1::{Namespace, NodeAddress, NodeStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
