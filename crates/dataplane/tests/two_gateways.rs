@@ -146,7 +146,7 @@ fn the_size_that_a_narrow_path_passes_is_found() {
 #[ignore = "takes two and a half minutes: a session lives for two"]
 fn a_session_is_renewed_under_traffic_without_a_packet_lost() {
     let Some(pair) = as_root("renewed") else { return };
-    let first = pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
+    let first = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());
     let out = pair.east.run("ping -c 7500 -i 0.02 -W 1 -q 10.2.0.0");
     assert_eq!(ping_loss(&out), 0, "{out}");
     let handshake =
