@@ -22,7 +22,8 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     // Of sessions that begin and end we speak ourselves, with the tunnel's name.
-    let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let filter =
+        EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
     Ok(isthmus_dataplane::run(&Options { socket: arguments.socket, state_dir: arguments.state_dir })?)
