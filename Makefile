@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo test test-fast
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lab-down: ## Take the lab down, leaving nothing but the cache
 
 demo: deps ## Two clusters from nothing to one network, step by step (as root); leaves them running
 	@$(XTASK) demo --profile $(PROFILE)
+
+conformance: deps ## Kubernetes' own network tests on one cluster (as root)
+	@$(XTASK) conformance
 
 test: deps ## Everything: unit, namespaces, API server, two clusters (as root); ends with counts
 	@$(XTASK) test

@@ -2,6 +2,7 @@
 //! What the Makefile calls: the lab of kind clusters, and the images that run in it.
 
 pub mod cache;
+pub mod conformance;
 pub mod demo;
 pub mod deps;
 pub mod image;

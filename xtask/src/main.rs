@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::lab::{self, oci_runtime};
 use xtask::places::Places;
-use xtask::{demo, deps, node_image, suite, tools};
+use xtask::{conformance, demo, deps, node_image, suite, tools};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "What the Makefile calls")]
@@ -43,6 +43,21 @@ enum Command {
         /// Neither namespaces nor API servers nor clusters
         #[arg(long)]
         fast: bool,
+    },
+    /// Kubernetes' own network tests on a cluster of the lab
+    Conformance {
+        /// The cluster
+        #[arg(long, default_value = "east")]
+        cluster: String,
+        /// Specs side by side
+        #[arg(long, default_value_t = 4)]
+        processes: u8,
+        /// Which specs, a regular expression
+        #[arg(long)]
+        focus: Option<String>,
+        /// The cargo profile whose programs run, where the lab is not up yet
+        #[arg(long, env = "ISTHMUS_PROFILE", default_value = "dev")]
+        profile: String,
     },
     /// The lab of kind clusters
     #[command(subcommand)]
@@ -114,6 +129,9 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Demo { profile, only_set_up } => demo::run(&places, &profile, only_set_up),
+        Command::Conformance { cluster, processes, focus, profile } => {
+            conformance::run(&places, &conformance::Choice { cluster, processes, focus, profile })
+        }
         Command::Test { fast } => suite::run(!fast),
         Command::LabDaemon { config } => lab::daemon::become_daemon(&config).map(drop),
         Command::Lab(command) => run_lab(&places, command),
