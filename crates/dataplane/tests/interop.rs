@@ -49,8 +49,6 @@ fn wireguard_go_and_we_understand_each_other() {
     pair.west.run(&format!(
         "ip link set {device} up mtu 1420; ip route add 10.1.0.0/16 dev {device} src 10.2.0.0; ip -6 route add fd01::/64 dev {device}"
     ));
-    // wireguard-go leaves its socket behind when it is killed.
-    std::fs::remove_file(&socket).unwrap();
     // We have a session with who was there before: it is replaced when nothing comes back (15 s, KEEPALIVE + REKEY_TIMEOUT).
     pair.east.until("a handshake with wireguard-go", |state| {
         state.tunnels[&lab::TUNNEL.parse().unwrap()].last_handshake_s > tunnel(&before).last_handshake_s
@@ -61,4 +59,6 @@ fn wireguard_go_and_we_understand_each_other() {
         let out = side.run(&format!("ping -c 20 -i 0.02 -W 1 -s 1300 {target}"));
         assert_eq!(ping_loss(&out), 0, "{target}: {out}");
     }
+    // wireguard-go ends when its socket goes, and leaves it behind when it is killed.
+    std::fs::remove_file(&socket).unwrap();
 }
