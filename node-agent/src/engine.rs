@@ -68,6 +68,8 @@ pub struct Engine {
     converge_at: Instant,
     converged_at: Option<Instant>,
     failures: Failures,
+    /// Those that were there the time before, too.
+    confirmed: BTreeMap<String, String>,
     ticks: u64,
 }
 
@@ -88,6 +90,7 @@ impl Engine {
             converge_at: Instant::now(),
             converged_at: None,
             failures: Failures::default(),
+            confirmed: BTreeMap::new(),
             ticks: 0,
         }
     }
@@ -203,12 +206,13 @@ impl Engine {
         self.take_in_objects();
         self.facts.pods = self.wiring.node.ledger().pod_facts();
         let desired = compile(&self.intent, &self.facts);
-        if due || self.desired.as_ref() != Some(&desired) {
-            self.apply(&desired, sync, due || self.desired.is_none()).await;
-        }
+        // First, since the kernel's entries for tunnels need the devices that the data plane process makes.
         if self.configured.as_ref() != Some(&desired.dataplane) {
             self.wiring.dataplane.configure(desired.dataplane.clone());
             self.configured = Some(desired.dataplane.clone());
+        }
+        if due || self.desired.as_ref() != Some(&desired) {
+            self.apply(&desired, sync, due || self.desired.is_none()).await;
         }
         self.desired = Some(desired);
         Ok(self.failures.clone())
@@ -222,12 +226,8 @@ impl Engine {
         metrics.add(if full { "convergences_total" } else { "advances_total" }, 1.0);
         metrics.add("kernel_changes_total", outcomes.changed as f64);
         metrics.set("kernel_failures", outcomes.failed.len() as f64);
-        if outcomes.failed != *self.failures {
-            for (what, why) in outcomes.failed.iter().filter(|(what, _)| !self.failures.contains_key(*what)) {
-                tracing::warn!(what, why, "the kernel is not as wanted");
-            }
-        }
         let clean = outcomes.is_clean();
+        self.confirm(&outcomes.failed);
         self.failures = Arc::new(outcomes.failed);
         if full {
             self.converged_at = Some(Instant::now());
@@ -235,6 +235,16 @@ impl Engine {
         } else if !clean {
             self.converge_soon(SETTLE);
         }
+    }
+
+    /// What failed twice in a row is told; a tunnel's device that comes a moment later is no news.
+    fn confirm(&mut self, failed: &BTreeMap<String, String>) {
+        let again = failed.iter().filter(|(what, _)| self.failures.contains_key(*what));
+        let confirmed: BTreeMap<_, _> = again.map(|(what, why)| (what.clone(), why.clone())).collect();
+        for (what, why) in confirmed.iter().filter(|(what, _)| !self.confirmed.contains_key(*what)) {
+            tracing::warn!(what, why, "the kernel is not as wanted");
+        }
+        self.confirmed = confirmed;
     }
 
     async fn observe_underlay(&mut self) {
@@ -268,7 +278,7 @@ impl Engine {
         let usage = self.wiring.node.ledger().usage();
         let metrics = &self.wiring.node.metrics;
         metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
-        let report = status::report(&self.intent, &self.facts, &usage, readiness, &self.failures);
+        let report = status::report(&self.intent, &self.facts, &usage, readiness, &self.confirmed);
         self.wiring.report.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&report);
             *current = Some(report);
