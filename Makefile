@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast bench
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,3 +51,7 @@ test: deps ## Everything: unit, namespaces, API server, two clusters (as root); 
 
 test-fast: ## What needs neither root nor Go
 	@$(XTASK) test --fast
+
+bench: ## Beside the others: CNI, tunnels, imports, memory (as root) -> docs/benchmarks.md
+	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni
+	@$(CARGO) run --release --quiet -p isthmus-bench -- run $(BENCH)
