@@ -257,7 +257,14 @@ fn earliest(known: Option<Instant>, at: Instant) -> Option<Instant> {
 fn holds(part: Part, wanted: &Value, observed: &Value) -> bool {
     match part {
         Part::Status => observed.get("status").unwrap_or(&Value::Null) == wanted,
-        _ => within(wanted, observed),
+        _ => match wanted {
+            // Some watches bring only parts of objects, without the words for their kind.
+            Value::Object(fields) => fields
+                .iter()
+                .filter(|(field, _)| !matches!(field.as_str(), "apiVersion" | "kind"))
+                .all(|(field, value)| observed.get(field).is_some_and(|found| within(value, found))),
+            wanted => within(wanted, observed),
+        },
     }
 }
 

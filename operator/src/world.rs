@@ -8,11 +8,11 @@ use std::sync::Arc;
 use isthmus_api::about::{CLUSTER_ID, ClusterProperty};
 use isthmus_api::mcs::{ServiceExport, ServiceImport};
 use isthmus_api::v1alpha1::{ClusterPeering, EgressPolicy, IPBlock, IPPool, NodeNetwork, PeeringInvitation};
-use isthmus_intake::cluster;
+use isthmus_intake::cluster::{self, NamespacePart, NodePart, ServicePart};
 use isthmus_mesh::grant::ServiceName;
 use isthmus_planner::{ClusterFacts, Corefile, Kind, LocalSlice, ObjectKey, Snapshot};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::serde::Serialize;
@@ -57,9 +57,9 @@ macro_rules! kinds {
 
 kinds! {
     /// Nodes.
-    nodes: Node = |client, _| Api::all(client), Config::default(), true;
+    nodes: NodePart = |client, _| Api::all(client), Config::default(), true;
     /// Namespaces.
-    namespaces: Namespace = |client, _| Api::all(client), Config::default(), true;
+    namespaces: NamespacePart = |client, _| Api::all(client), Config::default(), true;
     /// IPPools.
     pools: IPPool = |client, _| Api::all(client), Config::default(), true;
     /// IPBlocks.
@@ -81,7 +81,7 @@ kinds! {
     /// ServiceImports.
     imports: ServiceImport = |client, _| Api::all(client), Config::default(), true;
     /// Services.
-    services: Service = |client, _| Api::all(client), Config::default(), true;
+    services: ServicePart = |client, _| Api::all(client), Config::default(), true;
     /// EndpointSlices.
     slices: EndpointSlice = |client, _| Api::all(client), Config::default(), true;
     /// CoreDNS' configuration: not every cluster has it.
@@ -110,7 +110,7 @@ impl Moment {
         let exported = |name: &ServiceName| exports.contains_key(name);
         let services =
             self.services.iter().map(|((namespace, name), object)| (service_name(namespace, name), object));
-        let services: Vec<(ServiceName, &Arc<Service>)> = services.collect();
+        let services: Vec<(ServiceName, &Arc<ServicePart>)> = services.collect();
         Snapshot {
             now: beside.now,
             cluster: self.cluster_facts(beside.facts, beside.host_ip),

@@ -3,11 +3,13 @@
 
 mod addresses;
 mod nodes;
+mod parts;
 mod peerings;
 mod services;
 
 pub use addresses::{block, egress, pool, service_cidrs};
 pub use nodes::{is_importable_namespace, node, node_network};
+pub use parts::{NamespacePart, NodePart, ServicePart};
 pub use peerings::{invitation, issued, peering, token};
 pub use services::{derived, export, import, mirrored, service, service_of, slice};
 

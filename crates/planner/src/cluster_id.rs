@@ -47,6 +47,7 @@ mod tests {
             property: Some("east".to_owned()),
             wished_id: Some("west".to_owned()),
             system_uid: "u".to_owned(),
+            ..ClusterFacts::default()
         };
         assert_eq!(cluster_id(&facts).unwrap().as_str(), "east");
         assert!(crate::plan(&Snapshot { cluster: facts, ..Snapshot::default() }).ensure.is_empty());

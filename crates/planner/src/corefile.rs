@@ -15,6 +15,12 @@ pub const ZONE: &str = "clusterset.local";
 /// # Errors
 /// There is no block of the plugin `kubernetes` to add it to.
 pub fn with_clusterset(text: &str) -> Result<Option<String>, Problem> {
+    let served = with_zone(text)?;
+    let fresh = uncached(&served);
+    Ok((fresh != text).then_some(fresh))
+}
+
+fn with_zone(text: &str) -> Result<String, Problem> {
     let lines: Vec<&str> = text.lines().collect();
     let refuse = |message: &str| Problem { reason: "NoKubernetesBlock", message: message.to_owned() };
     let start =
@@ -23,37 +29,57 @@ pub fn with_clusterset(text: &str) -> Result<Option<String>, Problem> {
         })?;
     let head = words(lines[start]);
     let has_block = head.last() == Some(&"{");
-    let end = if has_block {
-        block_end(&lines, start).ok_or_else(|| refuse("a block of the Corefile is not closed"))?
-    } else {
-        start
-    };
-    let options = &lines[start..=end];
-    let served = options.iter().any(|line| {
+    let end = if has_block { block_end(&lines, start) } else { Some(start) };
+    let end = end.ok_or_else(|| refuse("a block of the Corefile is not closed"))?;
+    let served = lines[start..=end].iter().any(|line| {
         let words = words(line);
         words.first() == Some(&"multicluster") && words[1..].iter().any(|zone| is_zone(zone))
     });
     let listed = head.iter().any(|word| is_zone(word));
     if served && listed {
-        return Ok(None);
+        return Ok(text.to_owned());
     }
     let indent: String = lines[start].chars().take_while(|c| c.is_whitespace()).collect();
-    let mut out: Vec<String> = lines[..start].iter().map(|line| (*line).to_owned()).collect();
-    out.push(new_head(&indent, &head, listed));
+    let mut new = vec![new_head(&indent, &head, listed)];
     if !served {
-        out.push(format!("{indent}   multicluster {ZONE}"));
+        new.push(format!("{indent}   multicluster {ZONE}"));
     }
-    if has_block {
-        out.extend(lines[start + 1..=end].iter().map(|line| (*line).to_owned()));
-    } else {
-        out.push(format!("{indent}}}"));
+    match has_block {
+        true => new.extend(lines[start + 1..=end].iter().map(|line| (*line).to_owned())),
+        false => new.push(format!("{indent}}}")),
     }
-    out.extend(lines[end + 1..].iter().map(|line| (*line).to_owned()));
-    let mut new = out.join("\n");
+    Ok(spliced(text, &lines, start, end, &new))
+}
+
+/// The text with the lines `start..=end` replaced.
+fn spliced(text: &str, lines: &[&str], start: usize, end: usize, new: &[String]) -> String {
+    let before = lines[..start].iter().copied();
+    let after = lines[end + 1..].iter().copied();
+    let all: Vec<&str> = before.chain(new.iter().map(String::as_str)).chain(after).collect();
+    let mut joined = all.join("\n");
     if text.ends_with('\n') {
-        new.push('\n');
+        joined.push('\n');
     }
-    Ok(Some(new))
+    joined
+}
+
+/// Where answers for cluster.local are not cached, those for the clusterset are not either: an import that was just
+/// made must not hide behind an older "no such name".
+fn uncached(text: &str) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for line in &mut lines {
+        let words = words(line);
+        let disables = words.first() == Some(&"disable") && words.contains(&"cluster.local");
+        if disables && !words.iter().any(|word| is_zone(word)) {
+            line.push(' ');
+            line.push_str(ZONE);
+        }
+    }
+    let mut joined = lines.join("\n");
+    if text.ends_with('\n') {
+        joined.push('\n');
+    }
+    joined
 }
 
 fn words(line: &str) -> Vec<&str> {
@@ -109,13 +135,20 @@ pub(crate) fn plan(snapshot: &Snapshot, plan: &mut Plan) {
 mod tests {
     use super::*;
 
-    const KUBEADM: &str = ".:53 {\n    errors\n    kubernetes cluster.local in-addr.arpa ip6.arpa {\n       pods insecure\n       fallthrough in-addr.arpa ip6.arpa\n       ttl 30\n    }\n    forward . /etc/resolv.conf {\n       max_concurrent 1000\n    }\n    reload\n}\n";
+    const KUBEADM: &str = ".:53 {\n    errors\n    cache 30 {\n       disable success cluster.local\n       disable denial cluster.local\n    }\n    kubernetes cluster.local in-addr.arpa ip6.arpa {\n       pods insecure\n       fallthrough in-addr.arpa ip6.arpa\n       ttl 30\n    }\n    forward . /etc/resolv.conf {\n       max_concurrent 1000\n    }\n    reload\n}\n";
 
     #[test]
     fn the_zone_is_added_after_the_primary_one_and_its_option_to_the_block() {
         let new = with_clusterset(KUBEADM).unwrap().unwrap();
         assert!(new.contains("    kubernetes cluster.local clusterset.local in-addr.arpa ip6.arpa {\n       multicluster clusterset.local\n       pods insecure\n"), "{new}");
         assert!(new.ends_with("    reload\n}\n"), "{new}");
+    }
+
+    #[test]
+    fn answers_for_the_clusterset_are_cached_no_longer_than_those_for_the_cluster() {
+        let new = with_clusterset(KUBEADM).unwrap().unwrap();
+        assert!(new.contains("disable success cluster.local clusterset.local\n"), "{new}");
+        assert!(new.contains("disable denial cluster.local clusterset.local\n"), "{new}");
     }
 
     #[test]

@@ -107,7 +107,10 @@ mod tests {
     use crate::snapshot::Node;
     use std::collections::BTreeMap;
 
-    fn cluster(nodes: &[(&str, bool, &[(&str, &str)])]) -> Snapshot {
+    /// Name, readiness and labels of a node.
+    type Described<'a> = (&'a str, bool, &'a [(&'a str, &'a str)]);
+
+    fn cluster(nodes: &[Described<'_>]) -> Snapshot {
         let mut snapshot = Snapshot::default();
         for (name, ready, labels) in nodes {
             let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();

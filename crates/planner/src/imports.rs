@@ -70,10 +70,12 @@ fn plan_import(
     }
     import.metadata.annotations = Some(annotations);
     plan.ensure(&import);
-    let Some(seen) = snapshot.imports.get(name) else { return };
+    let seen = snapshot.imports.get(name);
     if with_address {
-        plan.ensure(&derived_service(name, &derived, merged, owner(name, &seen.uid)));
+        // Made at once, so that the address is there early; owned once the import has a UID.
+        plan.ensure(&derived_service(name, &derived, merged, seen.map(|seen| owner(name, &seen.uid))));
     }
+    let Some(seen) = seen else { return };
     let unsupported = observed.is_some_and(|derived| !derived.addresses.is_empty()) && addresses.is_empty();
     let ready = match (with_address, addresses.is_empty()) {
         (true, true) if unsupported => is(
@@ -174,7 +176,12 @@ fn owner(name: &ServiceName, uid: &str) -> OwnerReference {
 }
 
 /// A Service without selector: its address is the service's virtual address here.
-fn derived_service(name: &ServiceName, derived: &str, merged: &Merged, owner: OwnerReference) -> Service {
+fn derived_service(
+    name: &ServiceName,
+    derived: &str,
+    merged: &Merged,
+    owner: Option<OwnerReference>,
+) -> Service {
     let ports = merged.ports.iter().map(|port| ServicePort {
         name: port.name.clone(),
         protocol: Some(port.protocol.as_str().to_owned()),
@@ -190,7 +197,7 @@ fn derived_service(name: &ServiceName, derived: &str, merged: &Merged, owner: Ow
                 (MANAGED_BY.to_owned(), MANAGER.to_owned()),
                 (SERVICE_NAME.to_owned(), name.name.clone()),
             ])),
-            owner_references: Some(vec![owner]),
+            owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         spec: Some(ServiceSpec {

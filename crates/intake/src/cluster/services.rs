@@ -12,10 +12,11 @@ use isthmus_mesh::record::{
 };
 use isthmus_planner::imports::{MANAGED_BY, MANAGER, SOURCE_CLUSTER};
 use isthmus_planner::{Derived, ExportWish, Import, LocalService, LocalSlice, Mirrored, Seen};
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::core::v1::ServiceSpec;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::parts::ServicePart;
 use super::{label, seen};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -40,7 +41,7 @@ fn is_ours(meta: &ObjectMeta) -> bool {
 }
 
 /// Takes a Service that may be exported.
-pub fn service(object: &Service) -> LocalService {
+pub fn service(object: &ServicePart) -> LocalService {
     let none = ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&none);
     let headless = spec.cluster_ip.as_deref() == Some("None");
@@ -154,7 +155,7 @@ fn endpoint(object: &discovery::Endpoint, address: IpAddr) -> Endpoint {
 }
 
 /// Takes a derived Service; none if the Service is not ours.
-pub fn derived(object: &Service) -> Option<Derived> {
+pub fn derived(object: &ServicePart) -> Option<Derived> {
     if !is_ours(&object.metadata) {
         return None;
     }
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn an_external_name_and_a_headless_service_are_told_apart() {
         let service_of = |spec: serde_json::Value| {
-            service(&serde_json::from_value::<Service>(json!({"spec": spec})).unwrap())
+            service(&serde_json::from_value::<ServicePart>(json!({"metadata": {}, "spec": spec})).unwrap())
         };
         assert!(service_of(json!({"type": "ExternalName", "externalName": "a.b"})).external_name);
         assert_eq!(service_of(json!({"clusterIP": "None"})).kind, ExportKind::Headless);
