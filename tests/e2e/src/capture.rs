@@ -1,46 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What travels between the nodes: a capture on the lab's network, which every packet between nodes crosses.
+//! What travels on the wire.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use isthmus_testkit::within;
 
-use crate::lab::{command, exec};
+use crate::duo::{EAST, NODES, WEST};
+use crate::lab::{command, exec, on_node};
 
-/// A running capture of all links of the lab's network.
+/// Running captures of one or more links.
 pub struct Capture {
-    child: Child,
+    parts: Vec<Part>,
+}
+
+struct Part {
+    tcpdump: Child,
     file: PathBuf,
 }
 
 impl Capture {
-    /// Starts capturing and returns once it does.
+    /// Captures every frame between a node of east and a node of west, and returns once it does. Frames are told by
+    /// their hardware addresses, whatever packets they hold: those of pods too.
     #[track_caller]
-    pub fn start(name: &str) -> Self {
-        let file = std::env::temp_dir().join(format!("isthmus-e2e-{}-{name}.pcap", std::process::id()));
-        let path = file.to_str().expect("a path of text");
-        let mut tcpdump = command(["tcpdump", "-Z", "root", "-n", "-U", "-i", "any", "-s", "0", "-w", path]);
-        let mut child =
-            tcpdump.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("./lab exec starts");
-        let mut said = BufReader::new(child.stderr.take().expect("its stderr"));
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            let read = said.read_line(&mut line).expect("tcpdump's words");
-            assert!(read > 0, "tcpdump ended at once; is it installed? (apt-get install tcpdump)");
-        }
-        Self { child, file }
+    pub fn between_clusters(name: &str) -> Self {
+        let of = |cluster: &'static str| NODES.into_iter().filter(move |node| node.starts_with(cluster));
+        let address = |node| {
+            on_node(node, "cat /sys/class/net/eth0/address", &[]).unwrap_or_else(|error| panic!("{error:#}"))
+        };
+        let west: Vec<String> = of(WEST).map(|node| format!("ether host {}", address(node).trim())).collect();
+        let filter = west.join(" or ");
+        let start = |node: &str| {
+            let process = exec(&["docker", "inspect", "-f", "{{.State.Pid}}", node])
+                .unwrap_or_else(|error| panic!("{error:#}"));
+            let namespace = format!("--net=/proc/{}/ns/net", process.trim());
+            Part::start(&format!("{name}-{node}"), &["nsenter", &namespace], "eth0", &filter)
+        };
+        Self { parts: of(EAST).map(start).collect() }
+    }
+
+    /// Captures what matches a filter anywhere on the lab's network.
+    #[track_caller]
+    pub fn of(name: &str, filter: &str) -> Self {
+        Self { parts: vec![Part::start(name, &[], "any", filter)] }
     }
 
     /// Waits until the capture holds a packet with these bytes.
     #[track_caller]
     pub fn sees(&self, words: &str) {
-        within(Duration::from_secs(10), || {
+        let look = || {
             if self.holds(words) { Ok(()) } else { Err(format!("no packet with {words:?} in the capture")) }
-        });
+        };
+        within(Duration::from_secs(10), look);
+    }
+
+    /// Whether any packet so far holds these bytes in the clear.
+    pub fn holds(&self, words: &str) -> bool {
+        let found =
+            |part: &Part| Command::new("grep").args(["-q", "-a", "-F", words]).arg(&part.file).status();
+        self.parts.iter().any(|part| found(part).expect("grep starts").success())
     }
 
     /// Waits until the capture holds a packet that matches a filter in tcpdump's language.
@@ -57,27 +77,45 @@ impl Capture {
         Ok(())
     }
 
-    /// Whether any packet so far holds these bytes in the clear.
-    pub fn holds(&self, words: &str) -> bool {
-        let bytes = std::fs::read(&self.file).unwrap_or_default();
-        bytes.windows(words.len()).any(|window| window == words.as_bytes())
-    }
-
     /// How many packets match a filter in tcpdump's language.
+    #[track_caller]
     pub fn count(&self, filter: &str) -> usize {
-        let path = self.file.to_str().expect("a path of text");
-        exec(&["tcpdump", "-n", "-r", path, filter])
-            .unwrap_or_else(|error| panic!("{error:#}"))
-            .lines()
-            .count()
+        let read = |part: &Part| {
+            exec(&["tcpdump", "-n", "-r", text(&part.file), filter])
+                .unwrap_or_else(|error| panic!("{error:#}"))
+        };
+        self.parts.iter().map(|part| read(part).lines().count()).sum()
     }
 }
 
-impl Drop for Capture {
+impl Part {
+    #[track_caller]
+    fn start(name: &str, within_namespace: &[&str], link: &str, filter: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("isthmus-e2e-{}-{name}.pcap", std::process::id()));
+        let tcpdump = ["tcpdump", "-Z", "root", "-n", "-U", "-i", link, "-s", "0", "-w", text(&file), filter];
+        let mut command = command(within_namespace.iter().chain(&tcpdump).copied());
+        let mut tcpdump =
+            command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("./lab exec starts");
+        let mut said = BufReader::new(tcpdump.stderr.take().expect("its stderr"));
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            let read = said.read_line(&mut line).expect("tcpdump's words");
+            assert!(read > 0, "tcpdump ended at once; is it installed? (apt-get install tcpdump)");
+        }
+        Self { tcpdump, file }
+    }
+}
+
+impl Drop for Part {
     fn drop(&mut self) {
-        // `lab exec` becomes tcpdump, so that its number is tcpdump's. Ended already is fine.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Each program before it became the next, so that the child is tcpdump. Ended already is fine.
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
         let _ = std::fs::remove_file(&self.file);
     }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of text")
 }

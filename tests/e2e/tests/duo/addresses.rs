@@ -10,7 +10,9 @@ fn pods_wanted() -> usize {
     std::env::var("ISTHMUS_E2E_PODS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
-const WAVE: usize = 20;
+/// Waves that the pods come in, at most; each kills one agent, and kubelet waits longer after each kill.
+const WAVES: usize = 6;
+const WAVE_AT_LEAST: usize = 20;
 const WORKERS: [&str; 2] = ["east-worker", "east-worker2"];
 
 /// Pods of east with a network of their own, alive, on a node.
@@ -54,15 +56,20 @@ fn no_address_is_leaked_by_waves_of_pods_while_agents_are_killed() {
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: wave, namespace: e2e}}\nspec:\n  replicas: 0\n  selector: {{matchLabels: {{app: wave}}}}\n  template:\n    metadata: {{labels: {{app: wave}}}}\n    spec:\n      terminationGracePeriodSeconds: 0\n      containers: [{{name: wave, image: \"{image}\", imagePullPolicy: IfNotPresent, args: [pause]}}]\n"
     );
     isthmus_e2e::apply(EAST, &manifest).expect("the deployment");
-    let waves = pods_wanted().div_ceil(WAVE);
-    for wave in 0..waves {
-        scale(WAVE);
-        // In the midst of creating, and again in the midst of deleting: not the same node each time.
-        let _ = processes_killed(WORKERS[wave % 2], "isthmus-agent");
-        kubectl(EAST, &["-n", "e2e", "rollout", "status", "deployment/wave", "--timeout=120s"])
-            .unwrap_or_else(|error| panic!("wave {wave}: {error:#}"));
+    let per_wave = pods_wanted().div_ceil(WAVES).max(WAVE_AT_LEAST);
+    for wave in 0..pods_wanted().div_ceil(per_wave) {
+        let node = WORKERS[wave / 2 % WORKERS.len()];
+        scale(per_wave);
+        // In the midst of creating in one wave, of deleting in the next.
+        if wave % 2 == 0 {
+            processes_killed(node, "isthmus-agent").unwrap_or_else(|error| panic!("{error:#}"));
+        }
+        let rollout = ["-n", "e2e", "rollout", "status", "deployment/wave", "--timeout=240s"];
+        kubectl(EAST, &rollout).unwrap_or_else(|error| panic!("wave {wave}: {error:#}"));
         scale(0);
-        let _ = processes_killed(WORKERS[(wave + 1) % 2], "isthmus-agent");
+        if wave % 2 == 1 {
+            processes_killed(node, "isthmus-agent").unwrap_or_else(|error| panic!("{error:#}"));
+        }
     }
     isthmus_e2e::delete(EAST, &["-n", "e2e", "deployment", "wave"]).expect("the deployment goes");
 

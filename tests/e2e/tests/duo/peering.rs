@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use isthmus_e2e::{
-    CLUSTERS, Duo, EAST, NODES, WEST, apply, delete, exec, json, kubectl, on_node, other, peered, pod, within,
+    CLUSTERS, EAST, NODES, WEST, apply, delete, exec, json, kubectl, on_node, other, peered, pod, within,
 };
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// Waits until west's peering says no, with a reason that holds one of the words.
 #[track_caller]
-fn refused(duo: &Duo, words: &[&str]) {
+fn refused(words: &[&str]) {
     within(SOON, || {
         let object = json(WEST, &["clusterpeering", EAST]).map_err(|error| format!("{error:#}"))?;
         let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -27,7 +27,6 @@ fn refused(duo: &Duo, words: &[&str]) {
             Err(format!("no condition of west's peering speaks of {words:?}: {conditions:?}"))
         }
     });
-    let _ = duo;
 }
 
 #[test]
@@ -43,7 +42,7 @@ fn a_token_that_was_used_is_refused_with_the_reason() {
     delete(WEST, &["clusterpeering", EAST]).expect("west parts");
     delete(EAST, &["clusterpeering", WEST]).expect("east parts");
     apply(WEST, &manifest).expect("the manifest is applied again");
-    refused(&duo, &["used", "redeemed"]);
+    refused(&["used", "redeemed"]);
 
     assert!(!redeemed["status"]["redeemedBy"].is_null(), "{redeemed}");
     assert!(kubectl(EAST, &["get", "clusterpeering", WEST]).is_err(), "a used token made a peering");
@@ -67,7 +66,7 @@ fn a_token_that_expired_is_refused_with_the_reason() {
     });
 
     apply(WEST, &manifest).expect("the manifest is applied");
-    refused(&duo, &["expired"]);
+    refused(&["expired"]);
     duo.part();
     duo.peered();
 }

@@ -13,7 +13,7 @@ const CANARY_HEX: &str = "63616e696e6563616e617279";
 fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
     let Some(_duo) = peered() else { return };
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
-    let capture = Capture::start("flush");
+    let capture = Capture::between_clusters("flush");
     let flow = Flow::start_with(&from, &to.ipv4, &["-p", CANARY_HEX]);
     let before = on_node(&from.node, "nft list table inet isthmus", &[]).expect("our table");
 
@@ -42,7 +42,7 @@ fn deleted_routes_are_back_within_a_second_and_nothing_leaks_meanwhile() {
     let routes = |family: &str| on_node(&from.node, "ip \"$1\" route show proto 73 | sort", &[family]);
     let wanted = [routes("-4").expect("routes"), routes("-6").expect("routes")];
     assert!(wanted.iter().all(|list| !list.trim().is_empty()), "{wanted:?}");
-    let capture = Capture::start("routes");
+    let capture = Capture::between_clusters("routes");
     let flow = Flow::start_with(&from, &to.ipv4, &["-p", CANARY_HEX]);
 
     on_node(&from.node, "ip -4 route flush proto 73; ip -6 route flush proto 73", &[])
