@@ -7,5 +7,4 @@ mod ledger;
 
 pub use ipam::{COOL_DOWN, Ipam, Shortage};
 pub use journal::{Journal, JournalError, Recovery};
-pub(crate) use ledger::alias;
 pub use ledger::{Attachment, AttachmentKey, Ledger, LedgerError, Linking};

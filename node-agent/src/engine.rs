@@ -2,6 +2,7 @@
 //! The one event loop: watches, kernel events, the data plane and CNI calls in; kernel state and a status out.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use isthmus_model::kernel::Desired;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::addresses::Attachment;
 use crate::conflist::{Conflist, Ensured};
 use crate::dataplane_link::{DataplaneLink, Heard};
 use crate::node::{Advance, Failures, Node};
@@ -201,6 +203,8 @@ impl Engine {
             sync.map_err(|missing| format!("waiting for the API server: not listed yet: {missing:?}"))?;
         let due = self.converge_at <= Instant::now();
         if due {
+            let node = self.wiring.node.clone();
+            let _ = tokio::task::spawn_blocking(move || restore_links(&node)).await;
             self.observe_underlay().await;
         }
         self.take_in_objects();
@@ -313,6 +317,22 @@ impl Engine {
                 crate::conflist::FILE_NAME
             ),
             Err(error) => tracing::error!(%error, "the CNI configuration cannot be written"),
+        }
+    }
+}
+
+/// Host ends that somebody took down: their routes went too, and come back with what follows.
+fn restore_links(node: &Node) {
+    let Ok(links) = node.links.list() else { return };
+    let down = |to: &Attachment| links.get(&to.link).is_some_and(|link| !link.up);
+    let linked = node.ledger().linked_attachments();
+    for (key, to) in linked.into_iter().filter(|(_, to)| down(to)) {
+        let Ok(ifname) = key.ifname.parse() else { continue };
+        // The pod's own end is not touched: its namespace is not needed.
+        let wanted = to.pod_link(&key, ifname, PathBuf::new(), node.view().pod_mtu);
+        match node.links.restore(&wanted) {
+            Ok(()) => tracing::warn!(link = %to.link, "a pod's link was down and is up again"),
+            Err(error) => tracing::warn!(link = %to.link, %error, "a pod's link is down"),
         }
     }
 }

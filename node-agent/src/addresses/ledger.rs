@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ipnet::IpNet;
 use isthmus_compiler::{PodFacts, pod_link};
+use isthmus_kernel::PodLink;
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,27 @@ pub struct Attachment {
     pub link: LinkName,
     /// Addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+}
+
+impl Attachment {
+    /// Its link, as it is made and restored.
+    pub(crate) fn pod_link(
+        &self,
+        key: &AttachmentKey,
+        ifname: LinkName,
+        netns_path: PathBuf,
+        mtu: u32,
+    ) -> PodLink {
+        PodLink {
+            netns_path,
+            ifname,
+            host_link: self.link.clone(),
+            alias: alias(key, self),
+            addresses: self.addresses.clone(),
+            mtu,
+            mac: None,
+        }
+    }
 }
 
 /// Tells one making of a link from the next.
@@ -186,6 +208,12 @@ impl Ledger {
         self.linked.clone()
     }
 
+    /// The same with what they were given.
+    pub fn linked_attachments(&self) -> Vec<(AttachmentKey, Attachment)> {
+        let given = |key: &AttachmentKey| self.attachments.get(key).map(|to| (key.clone(), to.clone()));
+        self.linked.keys().filter_map(given).collect()
+    }
+
     /// Pods with a link, as the compiler wants them.
     pub fn pod_facts(&self) -> BTreeMap<LinkName, PodFacts> {
         let linked = self.attachments.iter().filter(|(key, _)| self.linked.contains_key(*key));
@@ -265,7 +293,7 @@ impl Ledger {
 }
 
 /// What is written on a pod's link, so that a lost journal can be rebuilt from the kernel.
-pub(crate) fn alias(key: &AttachmentKey, attachment: &Attachment) -> String {
+fn alias(key: &AttachmentKey, attachment: &Attachment) -> String {
     let addresses: Vec<String> = attachment.addresses.iter().map(ToString::to_string).collect();
     format!("{} {} {}", key.container, key.ifname, addresses.join(","))
 }

@@ -17,7 +17,7 @@ use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use super::call::{Call, Target};
-use crate::addresses::{Attachment, AttachmentKey, LedgerError, alias};
+use crate::addresses::{Attachment, AttachmentKey, LedgerError};
 use crate::engine::concerns_pod;
 use crate::node::Node;
 
@@ -241,15 +241,8 @@ impl Workshop {
 }
 
 fn wanted(target: &Target, attachment: &Attachment, mtu: u32) -> PodLink {
-    PodLink {
-        netns_path: seen_from_here(&target.netns),
-        ifname: target.ifname.clone(),
-        host_link: attachment.link.clone(),
-        alias: alias(&target.key, attachment),
-        addresses: attachment.addresses.clone(),
-        mtu,
-        mac: None,
-    }
+    let netns = seen_from_here(&target.netns);
+    attachment.pod_link(&target.key, target.ifname.clone(), netns, mtu)
 }
 
 /// Runtimes hand out `/var/run/netns/…`; in our container the host's directory may be mounted as `/run/netns` only.

@@ -146,6 +146,24 @@ async fn a_deleted_route_and_a_foreign_flush_are_repaired_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pods_link_that_somebody_took_down_is_up_again_within_a_second() {
+    let Some(lab) = Lab::new("agent-down") else { return };
+    let [one, _two] = two_nodes(&lab);
+    one.know(cluster);
+    let (a, b) = (lab.namespace("a"), lab.namespace("b"));
+    let targets = one.add("a", &a);
+    one.add("b", &b);
+    one.namespace.sh("for link in $(ip -br link | grep -o '^ist[0-9a-f]*'); do ip link set $link down; done");
+    let began = Instant::now();
+    for target in targets {
+        within(SOON, || {
+            b.try_sh(&format!("ping -n -c 1 -W 0.2 {target}")).map_err(|error| format!("{error:#}"))
+        });
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "took {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn thirty_adds_at_once_are_fast_and_get_thirty_addresses() {
     let Some(lab) = Lab::new("agent-burst") else { return };
     let [one, _two] = two_nodes(&lab);
