@@ -36,7 +36,12 @@ pub fn run(request: &Request, socket: &Path) -> Outcome {
         "GC" | "STATUS" => &[],
         "" => &["CNI_COMMAND"],
         other => {
-            return failure(request, code::INVALID_ENVIRONMENT, &format!("unknown CNI_COMMAND {other:?}"), "");
+            return failure(
+                request,
+                code::INVALID_ENVIRONMENT,
+                &format!("unknown CNI_COMMAND {other:?}"),
+                "",
+            );
         }
     };
     let missing: Vec<&str> = required.iter().copied().filter(|name| request.var(name).is_none()).collect();
