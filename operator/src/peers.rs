@@ -11,12 +11,12 @@ use std::time::Duration;
 use isthmus_mesh::identity::RootKey;
 use isthmus_mesh::invitation::Token;
 use isthmus_mesh::link::{
-    self, Admission, Credentials, DialTarget, Peer, PeerEvent, PeerEventKind, ServeLimits,
+    self, Admission, Credentials, DialTarget, LinkError, Peer, PeerEvent, PeerEventKind, ServeLimits,
 };
 use isthmus_mesh::record::Announcement;
-use isthmus_mesh::wire::Timings;
+use isthmus_mesh::wire::{RefusedReason, Timings};
 use isthmus_model::ids::{ClusterId, ClusterIdentity};
-use isthmus_planner::{PeerView, Peering};
+use isthmus_planner::{LinkFailure, PeerView, Peering};
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
@@ -274,13 +274,13 @@ impl Peers {
                     was_silent
                 }
                 PeerEventKind::Disconnected { reason } => {
-                    let reason = reason.to_string();
-                    let changed = view.connected || view.failure.as_ref() != Some(&reason);
+                    let failure = failure(&reason);
+                    let changed = view.connected || view.failure.as_ref() != Some(&failure);
                     if changed {
-                        warn!(peering = name, reason, "not connected");
+                        warn!(peering = name, reason = failure.message, "not connected");
                     }
                     view.connected = false;
-                    view.failure = Some(reason);
+                    view.failure = Some(failure);
                     changed
                 }
                 PeerEventKind::Arrived { .. } | PeerEventKind::Redeem { .. } => false,
@@ -290,4 +290,24 @@ impl Peers {
             self.wake.notify_one();
         }
     }
+}
+
+/// A link's end in the words of a condition.
+fn failure(error: &LinkError) -> LinkFailure {
+    let (reason, lasting) = match error {
+        LinkError::Refused { reason, .. } => match reason {
+            RefusedReason::TokenExpired => ("TokenExpired", true),
+            RefusedReason::TokenUnknown => ("TokenUnknown", true),
+            RefusedReason::TokenUsed => ("TokenUsed", true),
+            RefusedReason::UnknownIdentity => ("UnknownIdentity", true),
+            RefusedReason::SelfPeering => ("SelfPeering", true),
+            RefusedReason::AlreadyConnected | RefusedReason::Busy => ("Busy", false),
+            RefusedReason::Other => ("Refused", true),
+        },
+        LinkError::NotProven { .. } => ("IdentityNotProven", true),
+        LinkError::Unreachable { .. } => ("Unreachable", false),
+        LinkError::Tls { .. } => ("HandshakeFailed", false),
+        _ => ("Disconnected", false),
+    };
+    LinkFailure { reason, message: error.to_string(), lasting }
 }

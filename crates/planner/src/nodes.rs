@@ -9,7 +9,7 @@ use crate::snapshot::Snapshot;
 
 pub(crate) fn plan(snapshot: &Snapshot, plan: &mut Plan) {
     for (name, node) in &snapshot.nodes {
-        let mut object = NodeNetwork::new(name, NodeNetworkSpec {});
+        let mut object = NodeNetwork::new(name, NodeNetworkSpec::default());
         object.metadata.owner_references = Some(vec![OwnerReference {
             api_version: "v1".to_owned(),
             kind: "Node".to_owned(),

@@ -199,11 +199,22 @@ pub struct PeerView {
     /// When something last came.
     pub last_heard: Option<Timestamp>,
     /// Why there is no stream.
-    pub failure: Option<String>,
+    pub failure: Option<LinkFailure>,
     /// What the peer announces; none before its first snapshot.
     pub announcement: Option<Arc<record::Announcement>>,
     /// Records that broke their own form, with the reason.
     pub invalid: Vec<(String, String)>,
+}
+
+/// Why there is no stream to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkFailure {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// What happened and what to do.
+    pub message: String,
+    /// Trying again will not help before somebody changes something.
+    pub lasting: bool,
 }
 
 /// An invitation, as its user wishes it.

@@ -118,7 +118,7 @@ fn last_heard(now: Timestamp, view: &PeerView) -> Option<String> {
 fn connected(view: &PeerView, we_dial: bool) -> Wanted {
     match (&view.failure, view.connected, we_dial) {
         (_, true, _) => is(CONNECTED, true, CONNECTED, ""),
-        (Some(failure), _, _) => is(CONNECTED, false, "Disconnected", failure),
+        (Some(failure), _, _) => is(CONNECTED, false, failure.reason, bounded(&failure.message, 1024)),
         (None, _, true) => is(CONNECTED, false, "Dialing", "the peer's operator has not answered yet"),
         (None, _, false) => is(CONNECTED, false, "Waiting", "the peer's operator has not connected yet"),
     }
@@ -203,7 +203,8 @@ fn ready(judged: &Judged, view: &PeerView, parts: &[Wanted; 4], up: usize) -> (W
     let because = |part: &Wanted| is(READY, false, part.reason, &part.message);
     if fresh.status != Some(true) {
         let part = if view.connected { fresh } else { connected };
-        return (because(part), Progress::UnderWay);
+        let lasting = view.failure.as_ref().is_some_and(|failure| failure.lasting);
+        return (because(part), if lasting { Progress::Stalled } else { Progress::UnderWay });
     }
     if judged.accepted.cidrs.is_empty() {
         return match accepted.status {

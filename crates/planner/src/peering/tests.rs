@@ -11,7 +11,7 @@ use kube::core::Selector;
 use serde_json::Value;
 
 use crate::plan::{Kind, ObjectKey, Plan};
-use crate::snapshot::{Node, PeerView, Peering, Pool, Seen, Snapshot};
+use crate::snapshot::{LinkFailure, Node, PeerView, Peering, Pool, Seen, Snapshot};
 use crate::testing::{seen, seen_with};
 
 pub(crate) fn identity(letter: char) -> isthmus_model::ids::ClusterIdentity {
@@ -246,4 +246,20 @@ fn planning_again_with_the_planned_status_changes_no_time() {
     let second = crate::plan(&snapshot);
     assert_eq!(status(&second, "west"), status(&first, "west"));
     assert!(second.events.is_empty());
+}
+
+#[test]
+fn a_refused_token_stalls_the_peering_and_a_broken_line_does_not() {
+    let mut snapshot = east(&[("west", peering('f', &["10.2.0.0/16"]))]);
+    let mut fail = |reason, lasting| {
+        let failure = LinkFailure { reason, message: "why".to_owned(), lasting };
+        let view = PeerView { failure: Some(failure), ..PeerView::default() };
+        snapshot.peers.insert("west".to_owned(), view);
+        let plan = crate::plan(&snapshot);
+        (condition(&plan, "west", "Connected"), condition(&plan, "west", "Stalled").0)
+    };
+    let (connected, stalled) = fail("TokenUsed", true);
+    assert_eq!(connected, ("False".to_owned(), "TokenUsed".to_owned(), "why".to_owned()));
+    assert_eq!(stalled, "True");
+    assert_eq!(fail("Disconnected", false).1, "False");
 }
