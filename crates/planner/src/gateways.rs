@@ -18,27 +18,31 @@ pub const GATEWAY_LABEL: &str = "isthmus.dev/gateway";
 const AUTOMATIC: usize = 2;
 
 /// Nodes of this cluster that carry tunnels, in order: the labelled ones, else up to two that are ready.
+///
+/// A gateway that is not ready any more stays one: mostly its agent restarts while its tunnels carry traffic, and
+/// taking them away would cut that off. Where its tunnels are dead, probes find that out within a second.
 pub(crate) fn choose(snapshot: &Snapshot) -> Vec<String> {
     let labelled =
         |name: &&String| snapshot.nodes[*name].labels.get(GATEWAY_LABEL).is_some_and(|value| value == "true");
-    let ready = |name: &&String| snapshot.nodes[*name].ready;
+    let is_ready = |name: &String| snapshot.nodes[name].ready;
     let names = || snapshot.nodes.keys();
     if names().any(|name| labelled(&name)) {
-        let both: Vec<String> = names().filter(labelled).filter(ready).cloned().collect();
-        // Nobody is ready: those who shall be, so that they carry traffic the moment they are.
-        return if both.is_empty() { names().filter(labelled).cloned().collect() } else { both };
+        return names().filter(labelled).cloned().collect();
     }
-    let workers: Vec<&String> =
-        names().filter(ready).filter(|name| !snapshot.nodes[*name].is_control_plane()).collect();
-    let candidates = if workers.is_empty() { names().filter(ready).collect() } else { workers };
+    let ready = || names().filter(|name| is_ready(name));
+    let workers: Vec<&String> = ready().filter(|name| !snapshot.nodes[*name].is_control_plane()).collect();
+    let candidates = if workers.is_empty() { ready().collect() } else { workers };
     let mut chosen = current(snapshot);
-    chosen.retain(|name| candidates.contains(&name));
+    chosen
+        .retain(|name| snapshot.nodes.contains_key(name) && (!is_ready(name) || candidates.contains(&name)));
     for name in candidates {
-        if chosen.len() < AUTOMATIC && !chosen.contains(name) {
+        if chosen.iter().filter(|name| is_ready(name)).count() < AUTOMATIC && !chosen.contains(name) {
             chosen.push(name.clone());
         }
     }
-    chosen.truncate(AUTOMATIC);
+    if chosen.iter().all(is_ready) {
+        chosen.truncate(AUTOMATIC);
+    }
     chosen.sort();
     chosen
 }
@@ -163,6 +167,8 @@ mod tests {
             crate::testing::seen_with(Err(Problem { reason: "X", message: String::new() }), status),
         );
         assert_eq!(choose(&snapshot), ["b", "c"]);
+        snapshot.nodes.get_mut("b").unwrap().ready = false;
+        assert_eq!(choose(&snapshot), ["a", "b", "c"], "a gateway whose agent restarts keeps its tunnels");
         snapshot.nodes.remove("b");
         assert_eq!(choose(&snapshot), ["a", "c"]);
     }

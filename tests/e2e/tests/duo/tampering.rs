@@ -20,7 +20,7 @@ fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
     // kube-proxy's and Docker's rules of the node go too, as with any such flush; Docker's are put back here.
     on_node(
         &from.node,
-        "iptables-save > /run/e2e-rules; nft flush ruleset; iptables-restore < /run/e2e-rules; true",
+        "set -e; iptables-save > /run/e2e-rules; nft flush ruleset; iptables-restore < /run/e2e-rules",
         &[],
     )
     .expect("a flush");
