@@ -25,6 +25,8 @@ pub struct NodeIntent {
     pub peers: BTreeMap<PeerName, Peer>,
     /// Egress policies by name.
     pub egress: BTreeMap<String, Egress>,
+    /// Generation of the WireGuard key that this node shall use.
+    pub key_generation: u64,
 }
 
 /// A node.

@@ -28,6 +28,7 @@ pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired)
     }
     desired.dataplane.gateway = intent.peers.values().any(|peer| peer.is_gateway(intent));
     desired.dataplane.listen_port = WIREGUARD_PORT;
+    desired.dataplane.key_generation = intent.key_generation;
 }
 
 /// The devices of this node and the peer and remote gateway that each leads to.

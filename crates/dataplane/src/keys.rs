@@ -35,7 +35,11 @@ pub(crate) struct KeyStore {
     dir: PathBuf,
     present: PrivateKey,
     next: Option<PrivateKey>,
+    generation: u64,
 }
+
+/// Holds the generation of the newest key as a decimal number; absent for the first.
+const GENERATION_FILE: &str = "wireguard.generation";
 
 impl KeyStore {
     /// Reads the key, or makes one.
@@ -46,12 +50,13 @@ impl KeyStore {
             Some(key) => key,
             None => {
                 let key = generate(&dir)?;
-                write(&dir, "wireguard.key", &key)?;
+                write(&dir, "wireguard.key", key.to_base64().as_bytes())?;
                 key
             }
         };
         let next = read(&dir.join("wireguard.key.next"))?;
-        Ok(Self { dir, present, next })
+        let generation = fs::read_to_string(dir.join(GENERATION_FILE)).unwrap_or_default();
+        Ok(Self { dir, present, next, generation: generation.trim().parse().unwrap_or_default() })
     }
 
     pub(crate) fn present(&self) -> &PrivateKey {
@@ -66,13 +71,26 @@ impl KeyStore {
         self.next.as_ref().unwrap_or(&self.present)
     }
 
+    /// Generation of the newest key.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Makes the key of a later generation. Interrupted, it is done again with the same key.
+    pub(crate) fn make_generation(&mut self, generation: u64) -> Result<&PrivateKey, KeyError> {
+        self.make_next()?;
+        write(&self.dir, GENERATION_FILE, generation.to_string().as_bytes())?;
+        self.generation = generation;
+        self.make_next()
+    }
+
     /// Makes the next key, if there is none.
     pub(crate) fn make_next(&mut self) -> Result<&PrivateKey, KeyError> {
         let next = match self.next.take() {
             Some(next) => next,
             None => {
                 let next = generate(&self.dir)?;
-                write(&self.dir, "wireguard.key.next", &next)?;
+                write(&self.dir, "wireguard.key.next", next.to_base64().as_bytes())?;
                 next
             }
         };
@@ -117,7 +135,7 @@ fn read(path: &Path) -> Result<Option<PrivateKey>, KeyError> {
 }
 
 /// Whole or not at all: written beside, synced, renamed.
-fn write(dir: &Path, name: &str, key: &PrivateKey) -> Result<(), KeyError> {
+fn write(dir: &Path, name: &str, content: &[u8]) -> Result<(), KeyError> {
     let path = dir.join(name);
     let beside = dir.join(format!(".{name}.new"));
     let attempt = || -> io::Result<()> {
@@ -126,7 +144,7 @@ fn write(dir: &Path, name: &str, key: &PrivateKey) -> Result<(), KeyError> {
             _ => {}
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(key.to_base64().as_bytes())?;
+        file.write_all(content)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
         fs::rename(&beside, &path)?;
@@ -162,6 +180,17 @@ mod tests {
         store.finish_rotation().unwrap();
         let store = KeyStore::open(dir.path()).unwrap();
         assert_eq!((store.present().public(), store.next().is_none()), (next, true));
+    }
+
+    #[test]
+    fn a_key_of_a_later_generation_is_remembered_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = KeyStore::open(dir.path()).unwrap();
+        assert_eq!(store.generation(), 0);
+        let next = store.make_generation(3).unwrap().public();
+        store.finish_rotation().unwrap();
+        let store = KeyStore::open(dir.path()).unwrap();
+        assert_eq!((store.present().public(), store.generation()), (next, 3));
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub fn intake(node: &NodeName, objects: &NodeObjects) -> (NodeIntent, Vec<Proble
     peers::peers(objects, &mut intent, &mut problems);
     peers::tunnel_mtus(objects, &mut intent);
     egress::egress(objects, &mut intent, &mut problems);
+    let own = objects.networks.get(node.as_str());
+    intent.key_generation = own.map_or(0, |network| network.spec.key_generation.unsigned_abs());
     (intent, problems)
 }
 

@@ -20,7 +20,17 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Endpoints","type":"string","priority":1,"jsonPath":".status.endpoints"}"#
 )]
 #[serde(rename_all = "camelCase")]
-pub struct NodeNetworkSpec {}
+pub struct NodeNetworkSpec {
+    /// Generation of the node's WireGuard key. Raise it, and the node makes a new key and moves its tunnels to it without loss.
+    #[serde(default, skip_serializing_if = "is_first")]
+    #[schemars(range(min = 0))]
+    pub key_generation: i64,
+}
+
+/// The operator makes the object and must not claim the field, which is the user's.
+fn is_first(generation: &i64) -> bool {
+    *generation == 0
+}
 
 /// What the node's agent measured.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -37,6 +47,9 @@ pub struct NodeNetworkStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::text(44))]
     pub public_key: Option<String>,
+    /// Generation of that key: `spec.keyGeneration` as far as the node has followed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_generation: Option<i64>,
     /// `address:port` where the node's WireGuard listens while it is a gateway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::atomic(16, shape::text(261)))]
