@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use isthmus_model::ids::PeerName;
+use isthmus_model::ids::{NodeName, PeerName};
 
 /// Joins Kubernetes clusters into one encrypted network.
 #[derive(Parser, Debug)]
@@ -35,6 +35,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PeerCommand,
     },
+    /// Ask something of one node.
+    #[command(arg_required_else_help = true)]
+    Node {
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
     /// Show how the network of this cluster is: problems first, then nodes, pools, peerings, tunnels, services.
     ///
     /// Ends with 0 if all is ready, 1 if something is not, 2 if nothing can be told.
@@ -49,6 +55,15 @@ pub(crate) enum Command {
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum NodeCommand {
+    /// Give the node a new WireGuard key. Its tunnels move to it without losing a packet; the old key is then forgotten.
+    RotateKey {
+        /// Name of the node.
+        node: NodeName,
     },
 }
 

@@ -4,6 +4,7 @@
 mod args;
 mod connect;
 mod failure;
+mod node;
 mod peer;
 mod report;
 mod status;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use args::{Cli, Command, PeerCommand};
+use args::{Cli, Command, NodeCommand, PeerCommand};
 
 /// Everything is as it shall be.
 const OK: u8 = 0;
@@ -62,6 +63,10 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Status { output } => {
             let (client, context) = connect::client(&cli.target).await?;
             return status::run(client, context, output).await;
+        }
+        Command::Node { command: NodeCommand::RotateKey { node } } => {
+            let (client, _) = connect::client(&cli.target).await?;
+            return node::rotate_key(client, &node).await;
         }
         Command::Peer { command } => {
             let (client, _) = connect::client(&cli.target).await?;
