@@ -4,6 +4,7 @@
 mod addresses;
 mod egress;
 mod failover;
+mod keys;
 mod peering;
 mod pods;
 mod restarts;
