@@ -29,6 +29,8 @@ const BETWEEN_CONVERGENCES: Duration = Duration::from_millis(200);
 /// Without any event.
 const CONVERGE_EVERY: Duration = Duration::from_secs(60);
 const RETRY_FAILED: Duration = Duration::from_secs(2);
+/// How long a new agent says nothing of its node while API server and data plane have not told it enough.
+const LISTEN_FIRST: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_secs(2);
 const PROBE_JOURNAL_TICKS: u64 = 5;
 const ORPHANS_TICKS: u64 = 15;
@@ -69,6 +71,7 @@ pub struct Engine {
     /// When the kernel is to be read and compared next.
     converge_at: Instant,
     converged_at: Option<Instant>,
+    started: Instant,
     failures: Failures,
     /// Those that were there the time before, too.
     confirmed: BTreeMap<String, String>,
@@ -90,6 +93,7 @@ impl Engine {
             armed: false,
             objects_changed: true,
             converge_at: Instant::now(),
+            started: Instant::now(),
             converged_at: None,
             failures: Failures::default(),
             confirmed: BTreeMap::new(),
@@ -278,7 +282,13 @@ impl Engine {
         self.wiring.node.publish(&self.intent, mtu);
     }
 
+    /// Says how the node is. A new agent first listens: a report without key, addresses and tunnels would be taken
+    /// for a gateway that has none, and the peers would take their tunnels to it away.
     fn publish_report(&self, readiness: Result<(), String>) {
+        let complete = self.wiring.node.store.in_sync().is_ok() && self.facts.dataplane.public_key.is_some();
+        if !complete && self.started.elapsed() < LISTEN_FIRST {
+            return;
+        }
         let usage = self.wiring.node.ledger().usage();
         let metrics = &self.wiring.node.metrics;
         metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
