@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::dataplane::{DataplaneConfig, TunnelState};
 use isthmus_model::ids::LinkName;
-use isthmus_packet_io::{ReceiveBatch, SLOT_BYTES, SendBatch, UdpPort};
+use isthmus_packet_io::{READ_BYTES, ReceiveBatch, SLOT_BYTES, SendBatch, UdpPort};
 use isthmus_wg::{Action, Drop, Engine, OVERHEAD_BYTES, TunnelId};
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -100,13 +100,15 @@ pub(crate) fn start(keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThrea
 
 struct Scratch {
     from_device: Vec<u8>,
+    packet: Vec<u8>,
     from_port: Vec<u8>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        // One byte more than fits: a packet that fills it is too long.
-        Self { from_device: vec![0; SLOT_BYTES - OVERHEAD_BYTES + 1], from_port: vec![0; 65536] }
+        // Padding (16 bytes) has to fit as well.
+        let packet = vec![0; SLOT_BYTES - OVERHEAD_BYTES - 16];
+        Self { from_device: vec![0; READ_BYTES], packet, from_port: vec![0; 65536] }
     }
 }
 
@@ -156,7 +158,7 @@ impl Carrier {
             }
             self.engine.handle_timeout(now);
             self.send_due(now);
-            self.flush();
+            flush(&mut self.outgoing, self.port.as_ref());
             if now >= self.next_retry {
                 self.next_retry = now + RETRY_EVERY;
                 self.devices.reopen();
@@ -268,6 +270,7 @@ impl Carrier {
                     Action::Nothing => {}
                 }
             }
+            self.devices.flush();
             if !more {
                 break;
             }
@@ -275,23 +278,35 @@ impl Carrier {
     }
 
     fn carry_out(&mut self, id: TunnelId, now: Instant) {
-        for _ in 0..TURN_PACKETS {
-            let Some(length) = self.devices.read(id, &mut self.scratch.from_device) else { break };
-            if length == self.scratch.from_device.len() {
-                *self.drops.entry(Drop::Malformed).or_default() += 1;
-                continue;
-            }
-            if self.outgoing.is_full() {
-                self.flush();
-            }
-            let packet = &self.scratch.from_device[..length];
-            match self.engine.handle_packet(id, packet, self.outgoing.slot(), now) {
-                Action::Send { to, datagram } => {
-                    let length = datagram.len();
-                    self.outgoing.commit(to, length);
+        let mut carried = 0;
+        while carried < TURN_PACKETS {
+            let outgoing = match self.devices.read(id, &mut self.scratch.from_device) {
+                Ok(outgoing) => outgoing,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    *self.drops.entry(Drop::Malformed).or_default() += 1;
+                    carried += 1;
+                    continue;
                 }
-                Action::Dropped(reason) => *self.drops.entry(reason).or_default() += 1,
-                Action::Nothing | Action::Deliver { .. } => {}
+                Err(_) => return,
+            };
+            carried += outgoing.count();
+            for index in 0..outgoing.count() {
+                let Some(length) = outgoing.write(index, &mut self.scratch.packet) else {
+                    *self.drops.entry(Drop::Malformed).or_default() += 1;
+                    continue;
+                };
+                if self.outgoing.is_full() {
+                    flush(&mut self.outgoing, self.port.as_ref());
+                }
+                let packet = &self.scratch.packet[..length];
+                match self.engine.handle_packet(id, packet, self.outgoing.slot(), now) {
+                    Action::Send { to, datagram } => {
+                        let length = datagram.len();
+                        self.outgoing.commit(to, length);
+                    }
+                    Action::Dropped(reason) => *self.drops.entry(reason).or_default() += 1,
+                    Action::Nothing | Action::Deliver { .. } => {}
+                }
             }
         }
     }
@@ -299,26 +314,11 @@ impl Carrier {
     fn send_due(&mut self, now: Instant) {
         loop {
             if self.outgoing.is_full() {
-                self.flush();
+                flush(&mut self.outgoing, self.port.as_ref());
             }
             let Some((to, datagram)) = self.engine.poll_transmit(self.outgoing.slot(), now) else { return };
             let length = datagram.len();
             self.outgoing.commit(to, length);
-        }
-    }
-
-    fn flush(&mut self) {
-        if self.outgoing.is_empty() {
-            return;
-        }
-        match &self.port {
-            Some(port) => {
-                let sent = self.outgoing.flush(port);
-                if sent.failed > 0 {
-                    tracing::trace!(failed = sent.failed, "datagrams that the kernel refused");
-                }
-            }
-            None => self.outgoing.clear(),
         }
     }
 
@@ -363,6 +363,20 @@ impl Carrier {
         self.told_handshakes = handshakes;
         self.board.post_tunnels(states);
         self.board.post_key(self.keys.newest().public().to_string());
+    }
+}
+
+/// Sends what is due; without a port it goes nowhere.
+fn flush(outgoing: &mut SendBatch, port: Option<&UdpPort>) {
+    match port {
+        _ if outgoing.is_empty() => {}
+        Some(port) => {
+            let sent = outgoing.flush(port);
+            if sent.failed > 0 {
+                tracing::trace!(failed = sent.failed, "datagrams that the kernel refused");
+            }
+        }
+        None => outgoing.clear(),
     }
 }
 

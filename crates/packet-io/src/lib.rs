@@ -5,11 +5,13 @@
 
 mod address;
 mod descriptor;
+mod offload;
 mod probe;
 mod tun;
 mod udp;
 
 pub use descriptor::{receive_byte, send_byte};
+pub use offload::{Outgoing, Run};
 pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
-pub use tun::Tun;
+pub use tun::{READ_BYTES, Tun};
 pub use udp::{ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! TUN devices: persistent, so that routes stay while the process that serves them is exchanged.
+//! TUN devices: persistent, so that routes stay while the process that serves them is exchanged. Runs of TCP pass uncut.
 
 use std::ffi::CString;
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+
+use crate::offload::{HEADER_BYTES, Outgoing, Run};
+
+/// The least size of the buffer for [`Tun::read`]: the longest packet and the header before it.
+pub const READ_BYTES: usize = HEADER_BYTES + 65535;
 
 /// A TUN device that this process serves.
 #[derive(Debug)]
@@ -30,13 +35,14 @@ impl Tun {
             .map_err(|error| explain(&error, "open /dev/net/tun (is it mounted into the container?)"))?;
         let device = OwnedFd::from(file);
         let mut request = request_for(name)?;
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
         check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
             .map_err(|error| explain(&error, &format!("serve the TUN device {name}")))?;
         // SAFETY: TUNSETPERSIST takes an integer and no pointer.
         check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) })?;
         let tun = Self { device, name: name.to_owned() };
+        tun.take_over_offload()?;
         if !existed {
             tun.set_mtu(mtu_bytes)?;
         }
@@ -57,21 +63,37 @@ impl Tun {
         check(unsafe { libc::ioctl(self.device.as_raw_fd(), libc::TUNSETPERSIST, 0 as libc::c_int) })
     }
 
-    /// Reads one IP packet that the node sends into the device; `WouldBlock` when there is none.
-    /// A packet longer than `buffer` is cut.
+    /// Reads what the node sends into the device: one packet, or a run of TCP to be cut; `WouldBlock` when there is nothing,
+    /// `InvalidData` for what makes no sense. `buffer` has [`READ_BYTES`].
     ///
     /// # Errors
     /// EBADFD when somebody has deleted the device.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        nix::unistd::read(&self.device, buffer).map_err(io::Error::from)
+    pub fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Outgoing<'b>> {
+        let length = nix::unistd::read(&self.device, buffer)?;
+        Outgoing::parse(&mut buffer[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Hands one IP packet to the node.
+    /// Hands the run to the node; it is empty afterwards.
     ///
     /// # Errors
     /// EIO while the device is down; EBADFD when somebody has deleted it.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        nix::unistd::write(&self.device, packet).map(|_| ()).map_err(io::Error::from)
+    pub fn write(&self, run: &mut Run) -> io::Result<()> {
+        let (header, packet) = run.seal();
+        let written = nix::sys::uio::writev(&self.device, &[IoSlice::new(&header), IoSlice::new(packet)]);
+        run.clear();
+        written.map(|_| ()).map_err(io::Error::from)
+    }
+
+    /// Checksums and the cutting of TCP are ours from now on.
+    fn take_over_offload(&self) -> io::Result<()> {
+        let header_bytes = HEADER_BYTES as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
+        check(unsafe {
+            libc::ioctl(self.device.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes)
+        })?;
+        let offload = libc::c_ulong::from(libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6);
+        // SAFETY: TUNSETOFFLOAD takes an integer and no pointer.
+        check(unsafe { libc::ioctl(self.device.as_raw_fd(), libc::TUNSETOFFLOAD, offload) })
     }
 
     fn set_mtu(&self, mtu_bytes: u16) -> io::Result<()> {

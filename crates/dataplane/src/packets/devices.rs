@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::TUNNEL_LINK_PREFIX;
-use isthmus_packet_io::Tun;
+use isthmus_packet_io::{Outgoing, Run, Tun};
 use isthmus_wg::TunnelId;
 use nix::poll::{PollFd, PollFlags};
 
@@ -17,6 +17,9 @@ const MTU_BYTES: u16 = 1420;
 #[derive(Default)]
 pub(super) struct Devices {
     served: BTreeMap<TunnelId, Device>,
+    /// Packets that are about to be written, and to which device.
+    held: Run,
+    held_for: Option<TunnelId>,
     /// What an earlier process left behind is taken away once, with the first configuration.
     swept: bool,
 }
@@ -78,17 +81,31 @@ impl Devices {
         })
     }
 
-    /// The next packet that the node sent into the device.
-    pub(super) fn read(&self, id: TunnelId, buffer: &mut [u8]) -> Option<usize> {
-        self.served.get(&id)?.tun.as_ref()?.read(buffer).ok()
+    /// What the node sent into the device next. `InvalidData` for what makes no sense.
+    pub(super) fn read<'b>(&self, id: TunnelId, buffer: &'b mut [u8]) -> io::Result<Outgoing<'b>> {
+        let tun = self.served.get(&id).and_then(|device| device.tun.as_ref());
+        tun.ok_or(io::ErrorKind::WouldBlock)?.read(buffer)
     }
 
-    /// Hands a packet to the node. While the device is down it goes nowhere, as on any wire.
-    pub(super) fn write(&self, id: TunnelId, packet: &[u8]) {
-        if let Some(tun) = self.served.get(&id).and_then(|device| device.tun.as_ref())
-            && let Err(error) = tun.write(packet)
-        {
-            tracing::trace!(%error, device = tun.name(), "packet not taken");
+    /// Hands a packet to the node, with the next ones if they belong together: what is held back goes with [`Self::flush`].
+    pub(super) fn write(&mut self, id: TunnelId, packet: &[u8]) {
+        if self.held_for != Some(id) || !self.held.add(packet) {
+            self.flush();
+            self.held_for = Some(id);
+            self.held.add(packet);
+        }
+    }
+
+    /// Hands over what was held back. While the device is down it goes nowhere, as on any wire.
+    pub(super) fn flush(&mut self) {
+        let Some(id) = self.held_for.take() else { return };
+        match self.served.get(&id).and_then(|device| device.tun.as_ref()) {
+            Some(tun) => {
+                if let Err(error) = tun.write(&mut self.held) {
+                    tracing::trace!(%error, device = tun.name(), "packet not taken");
+                }
+            }
+            None => self.held.clear(),
         }
     }
 }
