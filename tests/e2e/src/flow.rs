@@ -83,6 +83,14 @@ impl Flow {
     }
 }
 
+impl Drop for Flow {
+    /// A test that fails in between leaves no ping behind. After [`Flow::stop`] there is nothing left to end.
+    fn drop(&mut self) {
+        let script = "[ -f $1.pid ] && kill -INT $(cat $1.pid) && rm -f $1.pid $1.log; true";
+        let _ = on_node(&self.node, script, &[&self.file]);
+    }
+}
+
 impl Tally {
     /// Reads ping's output. The last two packets may still have been under way when it ended.
     fn read(log: &str) -> Option<Self> {
