@@ -106,13 +106,14 @@ impl Applier {
         let part = |part, wanted: &'_ BTreeMap<ObjectKey, Value>| {
             wanted.iter().map(move |(key, wanted)| (part, key.clone(), wanted.clone())).collect::<Vec<_>>()
         };
-        let gone = plan.prune.iter().map(|(key, uid)| (Part::Gone, key.clone(), Value::String(uid.clone())));
+        let gone =
+            plan.prune.iter().rev().map(|(key, uid)| (Part::Gone, key.clone(), Value::String(uid.clone())));
         let mut objects: Vec<_> = gone.collect();
         objects.extend(part(Part::Whole, &plan.ensure));
         objects.extend(part(Part::Made, &plan.create));
         objects.extend(part(Part::Merged, &plan.merge));
         let mut again = None;
-        // Objects first: a status or a reference to one that is missing would fail.
+        // What goes, goes first: names disappear before backends do. Then objects: a status or a reference to one that is missing would fail.
         for group in [objects, part(Part::Status, &plan.statuses)] {
             let mut steps = Vec::new();
             for (part, key, wanted) in group {
@@ -201,7 +202,8 @@ impl Applier {
                 }
                 Err(error) => {
                     self.metrics.write_failed();
-                    warn!(part = ?slot.0, key = %slot.1, %error, "not written; trying again");
+                    let error = words(&error);
+                    warn!(part = ?slot.0, key = %slot.1, error, "not written; trying again");
                     let pause = match self.failed.get(&slot) {
                         Some(failed) if failed.wanted == step.wanted => (failed.pause * 2).min(RETRY_MOST),
                         _ => RETRY_FIRST,
@@ -240,6 +242,14 @@ impl Applier {
                 debug!(%key, %error, "an event was not published");
             }
         }
+    }
+}
+
+/// The API server's own words, without the structure around them.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
     }
 }
 

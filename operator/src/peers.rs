@@ -74,7 +74,8 @@ pub(crate) struct Peers {
 
 struct Contact {
     peer: Peer,
-    made: Instant,
+    /// Until when a peering that a redemption has made may be missing in the wish.
+    awaited_until: Option<Instant>,
     dial: Option<(Vec<String>, Option<Token>, AbortHandle)>,
 }
 
@@ -149,7 +150,7 @@ impl Peers {
         self.listen(&credentials).await;
         let gone = |name: &String, contact: &Contact| match wish.peers.get(name) {
             Some((peering, _)) => peering.identity != *contact.peer.identity(),
-            None => contact.made.elapsed() > GRACE,
+            None => contact.awaited_until.is_none_or(|until| until < Instant::now()),
         };
         let gone: Vec<String> = self
             .contacts
@@ -195,9 +196,10 @@ impl Peers {
     fn dial(&mut self, name: &str, peering: &Peering, token: Option<Token>, credentials: &Arc<Credentials>) {
         let contact = self.contacts.entry(name.to_owned()).or_insert_with(|| Contact {
             peer: Peer::new(peering.identity.clone(), self.epoch, self.local.subscribe()),
-            made: Instant::now(),
+            awaited_until: None,
             dial: None,
         });
+        contact.awaited_until = None;
         let same = |(endpoints, known, _): &(Vec<String>, Option<Token>, AbortHandle)| {
             *endpoints == peering.endpoints && *known == token
         };
@@ -239,7 +241,11 @@ impl Peers {
                 let peer = Peer::new(identity.clone(), self.epoch, local);
                 let answer = self.desk.redeem(&token, &identity, &cluster_id).await;
                 let answer = answer.map(|name| {
-                    let contact = Contact { peer: peer.clone(), made: Instant::now(), dial: None };
+                    let contact = Contact {
+                        peer: peer.clone(),
+                        awaited_until: Some(Instant::now() + GRACE),
+                        dial: None,
+                    };
                     self.contacts.insert(name, contact);
                 });
                 let _ = reply.send(redeem::answer(answer, peer));

@@ -77,7 +77,8 @@ pub struct Event {
     pub note: String,
 }
 
-/// Kinds that the operator writes.
+/// Kinds that the operator writes, in the order in which objects are written: what others lead to comes first.
+/// They are taken away the other way round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// `about.k8s.io` ClusterProperty.
@@ -96,12 +97,12 @@ pub enum Kind {
     EgressPolicy,
     /// `multicluster.x-k8s.io` ServiceExport (status).
     ServiceExport,
-    /// `multicluster.x-k8s.io` ServiceImport.
-    ServiceImport,
-    /// Service.
-    Service,
     /// EndpointSlice.
     EndpointSlice,
+    /// Service.
+    Service,
+    /// `multicluster.x-k8s.io` ServiceImport.
+    ServiceImport,
     /// ConfigMap.
     ConfigMap,
     /// Secret.

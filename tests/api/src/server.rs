@@ -80,6 +80,11 @@ impl ApiServer {
         Client::try_from(config).expect("a client")
     }
 
+    /// Where the server listens.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Runs our kubectl as administrator and returns what it printed.
     ///
     /// # Errors

@@ -218,7 +218,7 @@ fn unexporting_removes_import_service_and_slices() {
     let plan = crate::plan(&snapshot);
     assert!(of_kind(&plan, Kind::ServiceImport).is_empty());
     let kinds: Vec<Kind> = plan.prune.keys().map(|key| key.kind).collect();
-    assert_eq!(kinds, [Kind::ServiceImport, Kind::Service, Kind::EndpointSlice]);
+    assert_eq!(kinds, [Kind::EndpointSlice, Kind::Service, Kind::ServiceImport]);
 }
 
 #[test]

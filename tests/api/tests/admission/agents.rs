@@ -52,7 +52,7 @@ pub(super) async fn token(admin: &Client, account: &str, bound: Option<BoundObje
 async fn node_network(server: &ApiServer, node: &str) {
     let networks: Api<NodeNetwork> = Api::all(server.client(ADMIN));
     networks
-        .create(&PostParams::default(), &NodeNetwork::new(node, NodeNetworkSpec {}))
+        .create(&PostParams::default(), &NodeNetwork::new(node, NodeNetworkSpec::default()))
         .await
         .expect("a NodeNetwork");
 }
