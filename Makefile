@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast bench
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm bench
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: deps ## Everything: unit, namespaces, API server, two clusters (as root); 
 
 test-fast: ## What needs neither root nor Go
 	@$(XTASK) test --fast
+
+test-vm: ## The kernel's WireGuard, in a virtual machine (needs qemu-system-x86; fetches a kernel once)
+	@$(XTASK) vm-test
 
 bench: ## Beside the others: CNI, tunnels, imports, memory (as root) -> docs/benchmarks.md
 	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni

@@ -198,7 +198,7 @@ impl Contender {
             .env("CNI_CONTAINERID", container)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", netns)
-            .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=bench;K8S_POD_NAME={container}"))
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={container}"))
             .env("CNI_PATH", DEBIAN_PLUGINS)
             .env("ISTHMUS_CNI_SOCKET", &self.socket)
             // Debian's bridge and ptp plugins look for iptables here, not for masquerading only.

@@ -61,6 +61,7 @@ pub fn report(
     let mac = |node: &NodeName| vxlan_mac(node).map(|byte| format!("{byte:02x}")).join(":");
     let status = NodeNetworkStatus {
         public_key: facts.dataplane.public_key.clone(),
+        key_generation: facts.dataplane.public_key.is_some().then_some(facts.dataplane.key_generation as i64),
         endpoints: intent.own_addresses().iter().map(endpoint).collect(),
         mesh_addresses: intent.own_blocks().map(|(cidr, _)| mesh_address(cidr).to_string()).collect(),
         vxlan_mac: intent.node.as_ref().map(mac),
@@ -98,7 +99,8 @@ fn tunnels(intent: &NodeIntent, facts: &NodeFacts) -> Vec<TunnelStatus> {
                 rtt_micros: probe.and_then(|probe| probe.rtt_us).map(|rtt| i64::from(quarter_step(rtt))),
                 loss_percent: probe.map(|probe| i32::from(probe.loss_percent.div_ceil(5)) * 5),
                 mtu: probe.and_then(|probe| probe.path_mtu).map(i32::from),
-                mode: tunnel.map(|_| "Userspace".to_owned()),
+                listen_port: tunnel.and_then(|tunnel| tunnel.listen_port).map(i32::from),
+                mode: tunnel.map(|_| facts.dataplane.mode.name().to_owned()),
                 device: device.to_string(),
             }
         };

@@ -16,3 +16,4 @@ pub mod run;
 pub mod suite;
 pub mod tools;
 pub mod topology;
+pub mod vm;

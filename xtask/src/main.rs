@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::lab::{self, oci_runtime};
 use xtask::places::Places;
-use xtask::{conformance, demo, deps, node_image, suite, tools};
+use xtask::{conformance, demo, deps, node_image, suite, tools, vm};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "What the Makefile calls")]
@@ -59,6 +59,8 @@ enum Command {
         #[arg(long, env = "ISTHMUS_PROFILE", default_value = "dev")]
         profile: String,
     },
+    /// Tests that want a kernel with WireGuard, in a virtual machine
+    VmTest,
     /// The lab of kind clusters
     #[command(subcommand)]
     Lab(Lab),
@@ -133,6 +135,7 @@ fn run() -> Result<()> {
             conformance::run(&places, &conformance::Choice { cluster, processes, focus, profile })
         }
         Command::Test { fast } => suite::run(!fast),
+        Command::VmTest => vm::test(&places),
         Command::LabDaemon { config } => lab::daemon::become_daemon(&config).map(drop),
         Command::Lab(command) => run_lab(&places, command),
     }

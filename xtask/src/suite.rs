@@ -64,6 +64,7 @@ fn stages(full: bool) -> Vec<Stage> {
         all.push(stage("lint", "cargo clippy --workspace --all-targets -- -D warnings"));
         all.push(stage("namespaces", "cargo test -p isthmus-netns-tests --no-fail-fast -- --test-threads=1"));
         all.push(stage("api", "cargo test -p isthmus-api-tests --no-fail-fast"));
+        all.push(stage("operators", "cargo test -p isthmus-operator --test two_clusters"));
         all.push(stage(
             "clusters",
             "cargo test -p isthmus-e2e --no-fail-fast -- --test-threads=1 --nocapture",

@@ -10,6 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("isthmus-model", &[]),
     ("isthmus-delta", &[]),
     ("isthmus-packet-io", &[]),
+    ("isthmus-wg-kernel", &[]),
     ("isthmus-api", &["isthmus-model"]),
     ("isthmus-mesh", &["isthmus-model"]),
     ("isthmus-wg", &["isthmus-model"]),
@@ -20,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("isthmus-planner", &["isthmus-api", "isthmus-mesh", "isthmus-model"]),
     ("isthmus-kernel", &["isthmus-delta", "isthmus-model"]),
-    ("isthmus-dataplane", &["isthmus-model", "isthmus-packet-io", "isthmus-wg"]),
+    ("isthmus-dataplane", &["isthmus-model", "isthmus-packet-io", "isthmus-wg", "isthmus-wg-kernel"]),
     ("isthmus-cni", &[]),
 ];
 

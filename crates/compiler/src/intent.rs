@@ -93,6 +93,8 @@ pub struct RemoteGateway {
     pub endpoints: Vec<SocketAddr>,
     /// Its own addresses inside the tunnel; each lies in the peer's `remote_cidrs`.
     pub mesh_addresses: Vec<IpAddr>,
+    /// By the key of a gateway of ours: the port for the tunnel to that, where it is not the endpoints' port.
+    pub ports: BTreeMap<PublicKey, u16>,
 }
 
 /// An egress policy.

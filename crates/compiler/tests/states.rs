@@ -78,6 +78,7 @@ fn with_peer(mut intent: NodeIntent, local_gateways: &[&str]) -> NodeIntent {
         public_key: format!("key of {number}"),
         endpoints: vec![format!("172.18.1.{number}:51820").parse().unwrap()],
         mesh_addresses: vec![address(&format!("10.2.0.{}", number * 64))],
+        ports: [("our key".to_owned(), 51822)].into(),
     };
     let peer = Peer {
         remote_cidrs: [net("10.2.0.0/16"), net("fd00:2::/64")].into(),

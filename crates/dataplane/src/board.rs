@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::{DataplaneState, ProbeState, TunnelState};
+use isthmus_model::dataplane::{DataplaneState, ProbeState, TunnelState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 
 /// Reports are at least this far apart.
@@ -37,15 +37,26 @@ pub(crate) struct Told {
 }
 
 impl Board {
-    pub(crate) fn new(public_key: String) -> Self {
-        let state = DataplaneState { public_key: Some(public_key), ..DataplaneState::default() };
+    pub(crate) fn new(public_key: String, mode: WireGuardMode) -> Self {
+        let state = DataplaneState { public_key: Some(public_key), mode, ..DataplaneState::default() };
         Self { posted: Mutex::new(Posted { state, ..Posted::default() }), news: Condvar::new() }
     }
 
-    pub(crate) fn post_key(&self, public_key: String) {
+    pub(crate) fn post_key(&self, public_key: String, generation: u64) {
         self.post(|state| {
-            let changed = state.public_key.as_ref() != Some(&public_key);
+            let changed =
+                state.public_key.as_ref() != Some(&public_key) || state.key_generation != generation;
             state.public_key = Some(public_key);
+            state.key_generation = generation;
+            changed
+        });
+    }
+
+    /// The key before the newest, while peers may still use that.
+    pub(crate) fn post_previous_key(&self, previous: Option<String>) {
+        self.post(|state| {
+            let changed = state.previous_public_key != previous;
+            state.previous_public_key = previous;
             changed
         });
     }
@@ -53,7 +64,10 @@ impl Board {
     pub(crate) fn post_tunnels(&self, tunnels: BTreeMap<LinkName, TunnelState>) {
         self.post(|state| {
             let acted_on = |tunnels: &BTreeMap<LinkName, TunnelState>| -> Vec<_> {
-                tunnels.iter().map(|(n, t)| (n.clone(), t.endpoint, t.last_handshake_s.is_some())).collect()
+                tunnels
+                    .iter()
+                    .map(|(n, t)| (n.clone(), t.endpoint, t.listen_port, t.last_handshake_s.is_some()))
+                    .collect()
             };
             let changed = acted_on(&state.tunnels) != acted_on(&tunnels);
             state.tunnels = tunnels;
@@ -128,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_path_that_goes_down_is_told_within_the_gap_and_a_round_trip_is_not() {
-        let board = Arc::new(Board::new("k".into()));
+        let board = Arc::new(Board::new("k".into(), WireGuardMode::Userspace));
         board.post_probes(probes(true, 5));
         let (_, told) = board.wait(None).unwrap();
         let started = Instant::now();

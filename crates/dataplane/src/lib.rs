@@ -10,6 +10,7 @@ mod bell;
 mod board;
 pub mod client;
 mod control;
+mod in_kernel;
 mod keys;
 mod owner;
 mod packets;
@@ -17,9 +18,12 @@ mod probe;
 mod wire;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, Signal};
+
+use isthmus_model::dataplane::WireGuardMode;
 
 pub use keys::KeyError;
 
@@ -30,6 +34,37 @@ pub struct Options {
     pub socket: PathBuf,
     /// The key is kept in `keys/` below it.
     pub state_dir: PathBuf,
+    /// Who shall encrypt.
+    pub wireguard: WireGuardChoice,
+}
+
+/// Who shall encrypt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WireGuardChoice {
+    /// The kernel if it has WireGuard, else this process.
+    #[default]
+    Auto,
+    /// The kernel, or the process does not start.
+    Kernel,
+    /// This process.
+    Userspace,
+}
+
+/// A word that is none of the choices.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is none of auto, kernel and userspace")]
+pub struct UnknownChoice(String);
+
+impl FromStr for WireGuardChoice {
+    type Err = UnknownChoice;
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kernel" => Ok(Self::Kernel),
+            "userspace" => Ok(Self::Userspace),
+            _ => Err(UnknownChoice(text.to_owned())),
+        }
+    }
 }
 
 impl Default for Options {
@@ -37,6 +72,7 @@ impl Default for Options {
         Self {
             socket: isthmus_model::ownership::DATAPLANE_SOCKET.into(),
             state_dir: isthmus_model::ownership::STATE_DIR.into(),
+            wireguard: WireGuardChoice::default(),
         }
     }
 }
@@ -47,6 +83,9 @@ pub enum StartError {
     /// The key cannot be read or made.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The kernel was asked for and cannot.
+    #[error("the kernel has no WireGuard ({0}): load its module `wireguard`, or start with --wireguard auto")]
+    NoKernelWireGuard(std::io::Error),
     /// A system call failed.
     #[error("cannot {0}: {1}")]
     System(&'static str, std::io::Error),
@@ -64,17 +103,36 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     ending.thread_block().map_err(|errno| StartError::System("block signals", errno.into()))?;
 
     let keys = keys::KeyStore::open(&options.state_dir)?;
-    let board = Arc::new(board::Board::new(keys.newest().public().to_string()));
-    let packets = packets::start(keys, Arc::clone(&board))
-        .map_err(|error| StartError::System("start the packet thread", error))?;
+    let kernel = kernel_wireguard(options.wireguard)?;
+    let mode = if kernel.is_some() { WireGuardMode::Kernel } else { WireGuardMode::Userspace };
+    let board = Arc::new(board::Board::new(keys.newest().public().to_string(), mode));
+    let packets = match kernel {
+        Some(wireguard) => in_kernel::start(wireguard, keys, Arc::clone(&board)),
+        None => packets::start(keys, Arc::clone(&board)),
+    };
+    let packets = packets.map_err(|error| StartError::System("start the packet thread", error))?;
     let probes = probe::start(Arc::clone(&board))
         .map_err(|error| StartError::System("start the probe thread", error))?;
     control::start(&options.socket, control::Parts { board, packets, probes })
         .map_err(|error| StartError::System("serve the agent's socket", error))?;
-    tracing::info!(socket = %options.socket.display(), "data plane ready, waiting for the agent");
+    tracing::info!(socket = %options.socket.display(), mode = mode.name(), "data plane ready, waiting for the agent");
     let signal = ending.wait().map_err(|errno| StartError::System("wait for signals", errno.into()))?;
     tracing::info!(%signal, "data plane ends; devices and routes stay");
     Ok(())
+}
+
+fn kernel_wireguard(choice: WireGuardChoice) -> Result<Option<isthmus_wg_kernel::WireGuard>, StartError> {
+    if choice == WireGuardChoice::Userspace {
+        return Ok(None);
+    }
+    match isthmus_wg_kernel::WireGuard::open() {
+        Ok(wireguard) => Ok(Some(wireguard)),
+        Err(error) if choice == WireGuardChoice::Kernel => Err(StartError::NoKernelWireGuard(error)),
+        Err(error) => {
+            tracing::info!(%error, "the kernel has no WireGuard for us; this process encrypts");
+            Ok(None)
+        }
+    }
 }
 
 /// A thread that panicked would leave a process that looks alive and carries nothing: end it, so that it is started again.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The thread that carries packets between the tunnel devices and the WireGuard port. It owns the engine: no packet takes a lock.
 
-mod devices;
+pub(crate) mod devices;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,7 +30,7 @@ const POST_EVERY: Duration = Duration::from_millis(500);
 /// How often a device or port that cannot be opened is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
-enum Command {
+pub(crate) enum Command {
     Configure(Box<DataplaneConfig>, Sender<Vec<String>>),
     RotateKey(Sender<Vec<String>>),
 }
@@ -42,6 +42,10 @@ pub(crate) struct PacketThread {
 }
 
 impl PacketThread {
+    pub(crate) fn new(commands: Sender<Command>, bell: Bell) -> Self {
+        Self { commands, bell }
+    }
+
     /// Runs the tunnels of this configuration. Returns what could not be done, when the rest is.
     pub(crate) fn configure(&self, config: &DataplaneConfig) -> Vec<String> {
         self.command(|answer| Command::Configure(Box::new(config.clone()), answer))
@@ -84,6 +88,7 @@ pub(crate) fn start(keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThrea
         commanded,
         ear,
         wanted_port: None,
+        wanted_generation: 0,
         port: None,
         devices: Devices::default(),
         received: ReceiveBatch::default(),
@@ -95,7 +100,7 @@ pub(crate) fn start(keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThrea
         next_retry: now,
     };
     std::thread::Builder::new().name("packets".into()).spawn(move || carrier.run())?;
-    Ok(PacketThread { commands, bell })
+    Ok(PacketThread::new(commands, bell))
 }
 
 struct Scratch {
@@ -119,6 +124,7 @@ struct Carrier {
     commanded: Receiver<Command>,
     ear: Ear,
     wanted_port: Option<u16>,
+    wanted_generation: u64,
     port: Option<UdpPort>,
     devices: Devices,
     received: ReceiveBatch,
@@ -227,7 +233,24 @@ impl Carrier {
             self.port = None;
         }
         failures.extend(self.open_port().err());
+        self.wanted_generation = config.key_generation;
         failures
+    }
+
+    /// Rotates to the generation that is wanted, once the rotation before is over.
+    fn follow_generation(&mut self) {
+        if self.wanted_generation <= self.keys.generation() || self.engine.public_keys().len() > 1 {
+            return;
+        }
+        let generation = self.wanted_generation;
+        match self.keys.make_generation(generation) {
+            Ok(next) => {
+                let next = next.clone();
+                self.engine.rotate(next, Instant::now());
+                tracing::info!(public_key = %self.keys.newest().public(), generation, "new key made");
+            }
+            Err(error) => tracing::error!(%error, "the key cannot be rotated"),
+        }
     }
 
     fn open_port(&mut self) -> Result<(), String> {
@@ -331,6 +354,7 @@ impl Carrier {
                 Err(error) => tracing::error!(%error, "the old key cannot be taken away"),
             }
         }
+        self.follow_generation();
         if !self.drops.is_empty() {
             tracing::debug!(drops = ?self.drops, "dropped since the last post");
             self.drops.clear();
@@ -347,6 +371,7 @@ impl Carrier {
                 }),
                 received_bytes: facts.received_bytes,
                 sent_bytes: facts.sent_bytes,
+                listen_port: None,
             };
             (facts.name, state)
         });
@@ -362,7 +387,9 @@ impl Carrier {
         }
         self.told_handshakes = handshakes;
         self.board.post_tunnels(states);
-        self.board.post_key(self.keys.newest().public().to_string());
+        let previous = self.keys.next().map(|_| self.keys.present().public().to_string());
+        self.board.post_previous_key(previous);
+        self.board.post_key(self.keys.newest().public().to_string(), self.keys.generation());
     }
 }
 

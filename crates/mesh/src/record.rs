@@ -127,6 +127,10 @@ pub struct Gateway {
     pub endpoints: Vec<SocketAddr>,
     /// Its addresses inside the tunnel, out of the cluster's pod CIDRs.
     pub mesh_addresses: Vec<IpAddr>,
+    /// By the key of a gateway that it has a tunnel to: the UDP port for that tunnel, where it is not the endpoints' port
+    /// (a kernel that encrypts has one port for each tunnel).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<PublicKey, u16>,
 }
 
 /// A Curve25519 public key, written as base64 of its 32 bytes.

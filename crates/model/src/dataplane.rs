@@ -40,6 +40,9 @@ pub struct DataplaneConfig {
     pub gateway: bool,
     /// UDP port of the WireGuard engine.
     pub listen_port: u16,
+    /// The generation of the key that shall be in use: a key of an older one is rotated.
+    #[serde(default)]
+    pub key_generation: u64,
     /// Tunnels by device name: one for each remote gateway.
     pub tunnels: BTreeMap<LinkName, Tunnel>,
     /// Probes to run, by a name that the agent chooses.
@@ -85,10 +88,39 @@ pub struct Probe {
 pub struct DataplaneState {
     /// Our public key.
     pub public_key: Option<PublicKey>,
+    /// The key before it, while peers may still use that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_public_key: Option<PublicKey>,
+    /// Who encrypts.
+    #[serde(default)]
+    pub mode: WireGuardMode,
+    /// Generation of that key.
+    #[serde(default)]
+    pub key_generation: u64,
     /// Tunnels by device name.
     pub tunnels: BTreeMap<LinkName, TunnelState>,
     /// Probes by name.
     pub probes: BTreeMap<String, ProbeState>,
+}
+
+/// Who encrypts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WireGuardMode {
+    /// The data plane process, all tunnels over one port.
+    #[default]
+    Userspace,
+    /// The kernel, each device with a port of its own.
+    Kernel,
+}
+
+impl WireGuardMode {
+    /// As it stands in a status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Userspace => "Userspace",
+            Self::Kernel => "Kernel",
+        }
+    }
 }
 
 /// A tunnel as it is.
@@ -98,10 +130,13 @@ pub struct TunnelState {
     pub endpoint: Option<SocketAddr>,
     /// Unix time of the last completed handshake, seconds.
     pub last_handshake_s: Option<u64>,
-    /// Bytes of inner packets received.
+    /// Bytes of inner packets received; in the kernel with what WireGuard adds to them.
     pub received_bytes: u64,
-    /// Bytes of inner packets sent.
+    /// Bytes of inner packets sent; in the kernel with what WireGuard adds to them.
     pub sent_bytes: u64,
+    /// UDP port of this device alone, where each has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<u16>,
 }
 
 /// A probe as measured.

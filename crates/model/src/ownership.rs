@@ -32,6 +32,8 @@ pub const VXLAN_VNI: u32 = 7300;
 pub const VXLAN_PORT: u16 = 4789;
 /// UDP port of the WireGuard engine on gateway nodes.
 pub const WIREGUARD_PORT: u16 = 51820;
+/// How many ports from there on are ours where the kernel encrypts: each device then has one, and none is [`PROBE_PORT`].
+pub const WIREGUARD_PORTS: u16 = 64;
 /// UDP port of the probe responder, on node addresses and on mesh addresses.
 pub const PROBE_PORT: u16 = 51821;
 /// TCP port on which the leading operator serves peers.

@@ -159,6 +159,11 @@ fn remembered(status: &ClusterPeeringStatus) -> Announcement {
             public_key: gateway.public_key.parse().ok()?,
             endpoints: gateway.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect(),
             mesh_addresses: gateway.mesh_addresses.iter().filter_map(|one| one.parse().ok()).collect(),
+            ports: gateway
+                .ports
+                .iter()
+                .filter_map(|one| Some((one.public_key.parse().ok()?, u16::try_from(one.port).ok()?)))
+                .collect(),
         }))
     });
     announcement([Record::Cluster(Cluster { cluster_id, pod_cidrs })].into_iter().chain(gateways))

@@ -50,6 +50,11 @@ impl PrivateKey {
         PublicKey(x25519::PublicKey::from(&self.secret()).to_bytes())
     }
 
+    /// The bytes, for a kernel that encrypts itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     pub(crate) fn secret(&self) -> x25519::StaticSecret {
         x25519::StaticSecret::from(*self.0)
     }
@@ -68,6 +73,11 @@ pub struct PublicKey([u8; 32]);
 impl PublicKey {
     pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     pub(crate) fn point(self) -> x25519::PublicKey {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use isthmus_dataplane::Options;
+use isthmus_dataplane::{Options, WireGuardChoice};
 use isthmus_model::ownership::{DATAPLANE_SOCKET, STATE_DIR};
 use tracing_subscriber::EnvFilter;
 
@@ -18,6 +18,9 @@ struct Arguments {
     /// Directory of this node's state; the key is in keys/wireguard.key below it.
     #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
+    /// Who encrypts: `auto` (the kernel if it has WireGuard, else this process), `kernel` or `userspace`.
+    #[arg(long, env = "ISTHMUS_WIREGUARD", default_value = "auto")]
+    wireguard: WireGuardChoice,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -26,5 +29,6 @@ fn main() -> anyhow::Result<()> {
         EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
-    Ok(isthmus_dataplane::run(&Options { socket: arguments.socket, state_dir: arguments.state_dir })?)
+    let Arguments { socket, state_dir, wireguard } = arguments;
+    Ok(isthmus_dataplane::run(&Options { socket, state_dir, wireguard })?)
 }

@@ -41,6 +41,7 @@ pub(crate) fn peering(
         public_key: gateway.key.into(),
         endpoints: vec![gateway.endpoint.clone()],
         mesh_addresses: list(&gateway.mesh),
+        ports: Vec::new(),
     };
     object.status = Some(ClusterPeeringStatus {
         remote_cidrs: list(cidrs),

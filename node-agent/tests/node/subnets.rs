@@ -16,7 +16,7 @@ fn know(objects: &mut NodeObjects) {
     for (name, addresses) in [("n1", ["172.18.0.1", "fd18::1"]), ("n2", ["172.19.0.2", "fd19::2"])] {
         objects.nodes.insert(name.into(), api_node(&addresses));
         let mac = vxlan_mac(&name.parse().unwrap()).map(|byte| format!("{byte:02x}")).join(":");
-        let mut network = NodeNetwork::new(name, NodeNetworkSpec {});
+        let mut network = NodeNetwork::new(name, NodeNetworkSpec::default());
         network.status = Some(NodeNetworkStatus { vxlan_mac: Some(mac), ..Default::default() });
         objects.networks.insert(name.into(), network);
     }

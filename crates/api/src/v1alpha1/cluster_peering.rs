@@ -118,6 +118,21 @@ pub struct RemoteGateway {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::atomic(256, shape::text(43)))]
     pub mesh_addresses: Vec<String>,
+    /// UDP ports where it listens for one gateway of ours each, in place of the endpoints' port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::map(64, "publicKey"))]
+    pub ports: Vec<GatewayPort>,
+}
+
+/// The port that a gateway of the peer has for one gateway of ours.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayPort {
+    /// WireGuard public key of our gateway, base64.
+    #[schemars(transform = shape::text(44))]
+    pub public_key: String,
+    /// UDP port.
+    pub port: i32,
 }
 
 /// Something announced and refused.

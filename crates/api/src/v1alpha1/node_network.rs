@@ -115,6 +115,9 @@ pub struct TunnelStatus {
     /// Path MTU of inner packets in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
+    /// UDP port of this tunnel alone, where each has its own (`mode` is `Kernel`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<i32>,
     /// `Kernel` or `Userspace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::text(32))]

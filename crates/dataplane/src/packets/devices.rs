@@ -12,7 +12,7 @@ use isthmus_wg::TunnelId;
 use nix::poll::{PollFd, PollFlags};
 
 /// MTU of a device that is made here: what IPv6 over 1500-byte Ethernet leaves of a packet (1500 - 40 - 8 - 32).
-const MTU_BYTES: u16 = 1420;
+pub(crate) const MTU_BYTES: u16 = 1420;
 
 #[derive(Default)]
 pub(super) struct Devices {
@@ -35,6 +35,9 @@ impl Devices {
         let gone: Vec<TunnelId> = self.served.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
         for device in gone.iter().filter_map(|id| self.served.remove(id)) {
             device.tun.into_iter().for_each(remove);
+        }
+        if !self.swept {
+            sweep_kernels();
         }
         for (id, name) in wanted {
             self.served.entry(*id).or_insert_with(|| Device { name: name.clone(), tun: None });
@@ -124,6 +127,15 @@ fn sweep(wanted: &BTreeSet<&str>) {
     }
 }
 
+/// Devices of the kernel's WireGuard, of a process that ran in the other mode: their names are wanted here.
+fn sweep_kernels() {
+    match isthmus_wg_kernel::delete_links(is_tunnel_name) {
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => tracing::info!(?names, "tunnel devices of the kernel's WireGuard taken away"),
+        Err(error) => tracing::warn!(%error, "cannot look for tunnel devices of the kernel's WireGuard"),
+    }
+}
+
 /// In a thread of its own: the kernel takes some 20 ms for it, which no packet shall wait for.
 fn remove(tun: Tun) {
     let removal = move || {
@@ -139,7 +151,7 @@ fn remove(tun: Tun) {
     }
 }
 
-fn is_tunnel_name(name: &str) -> bool {
+pub(crate) fn is_tunnel_name(name: &str) -> bool {
     let digits = name.strip_prefix(TUNNEL_LINK_PREFIX).unwrap_or_default();
     digits.len() == 12 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

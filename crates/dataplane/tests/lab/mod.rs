@@ -30,6 +30,8 @@ pub struct Pair {
 
 pub struct Side {
     name: &'static str,
+    /// What the data plane process is told of who encrypts.
+    pub encrypts: &'static str,
     holder: Child,
     process: Option<Child>,
     dir: tempfile::TempDir,
@@ -41,10 +43,25 @@ pub struct Side {
 /// The pair, or a word that the test is skipped.
 pub fn as_root(test: &str) -> Option<Pair> {
     if nix::unistd::geteuid().is_root() {
-        return Some(Pair::new());
+        return Some(Pair::new(["userspace"; 2]));
     }
     skip(test, "needs root");
     None
+}
+
+/// The pair with these choices of who encrypts, of which one is the kernel; or a word that the test is skipped.
+pub fn with_kernel(test: &str, choices: [&'static str; 2]) -> Option<Pair> {
+    if !nix::unistd::geteuid().is_root() {
+        skip(test, "needs root");
+        return None;
+    }
+    match isthmus_wg_kernel::WireGuard::open() {
+        Ok(_) => Some(Pair::new(choices)),
+        Err(error) => {
+            skip(test, &format!("this kernel has no WireGuard ({error}); `make test-vm` boots one that has"));
+            None
+        }
+    }
 }
 
 /// Says that a test is skipped, past the test runner, which shows nothing of a test that passes.
@@ -74,8 +91,8 @@ pub fn ping_loss(output: &str) -> i64 {
 }
 
 impl Pair {
-    fn new() -> Self {
-        let (mut east, mut west) = (Side::new("east"), Side::new("west"));
+    fn new(choices: [&'static str; 2]) -> Self {
+        let (mut east, mut west) = (Side::new("east", choices[0]), Side::new("west", choices[1]));
         east.run(&format!("ip link add wire type veth peer name wire netns {}", west.holder.id()));
         for (side, number) in [(&east, 1), (&west, 2)] {
             side.run(&format!(
@@ -96,6 +113,11 @@ impl Pair {
             ));
         }
         pair
+    }
+
+    /// The configuration of east.
+    pub fn east_config(&self) -> DataplaneConfig {
+        config("west", &self.west_key, 1, 2)
     }
 
     /// Configures both, with the keys that are known.
@@ -152,7 +174,7 @@ impl Running {
 }
 
 impl Side {
-    fn new(name: &'static str) -> Self {
+    fn new(name: &'static str, encrypts: &'static str) -> Self {
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-c", "echo ready; exec sleep 600"])
             .stdout(Stdio::piped())
@@ -162,6 +184,7 @@ impl Side {
         holder.stdout.as_mut().unwrap().read_exact(&mut ready).expect("a namespace");
         let mut side = Self {
             name,
+            encrypts,
             holder,
             process: None,
             dir: tempfile::tempdir().unwrap(),
@@ -215,10 +238,11 @@ impl Side {
         let serve = serve.parent().and_then(|deps| deps.parent()).unwrap().join("examples/serve");
         let log = self.dir.path().join("log");
         let script = format!(
-            "exec {} {} {} 2>>{}",
+            "exec {} {} {} {} 2>>{}",
             serve.display(),
             self.socket().display(),
             self.state_dir().display(),
+            self.encrypts,
             log.display()
         );
         self.process = Some(self.command(&script).spawn().unwrap());
@@ -265,6 +289,20 @@ impl Side {
     /// The state that was told last.
     pub fn state(&self) -> DataplaneState {
         self.events.lock().unwrap().1.clone()
+    }
+
+    /// Waits until a request is answered by a failure; what it says.
+    pub fn until_failed(&self, what: &str) -> String {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let wait = deadline.saturating_duration_since(Instant::now());
+            match events.0.as_ref().unwrap().recv_timeout(wait) {
+                Ok(Event::Report(Report::Failed(text))) => return text,
+                Ok(Event::Report(Report::State(_))) => {}
+                other => panic!("{}: not within {PATIENCE:?}: {what}: {other:?}", self.name),
+            }
+        }
     }
 
     /// Waits until a state says it; that state.
@@ -348,6 +386,7 @@ fn config(peer: &str, peer_key: &str, ours: u8, theirs: u8) -> DataplaneConfig {
     DataplaneConfig {
         gateway: true,
         listen_port: WIREGUARD_PORT,
+        key_generation: 0,
         tunnels: BTreeMap::from([(device, tunnel)]),
         probes: BTreeMap::from([("tunnel".to_owned(), probe)]),
         respond_on: [format!("10.{ours}.0.0"), format!("192.0.2.{ours}")]

@@ -94,7 +94,9 @@ fn gateway(remote: &ApiGateway, peer: &Peer) -> Result<RemoteGateway, String> {
         }
         mesh_addresses.push(address);
     }
-    Ok(RemoteGateway { public_key: key.clone(), endpoints, mesh_addresses })
+    let ports =
+        remote.ports.iter().filter_map(|one| Some((one.public_key.clone(), u16::try_from(one.port).ok()?)));
+    Ok(RemoteGateway { public_key: key.clone(), endpoints, mesh_addresses, ports: ports.collect() })
 }
 
 /// What gateways measured, for the routes of the nodes that send through them.

@@ -26,6 +26,7 @@ fn peering(allowed: &[&str], announced: &[&str], mesh: &str) -> ClusterPeering {
         public_key: KEY.into(),
         endpoints: vec!["192.0.2.1:51820".into()],
         mesh_addresses: vec![mesh.into()],
+        ports: Vec::new(),
     };
     let status = ClusterPeeringStatus {
         remote_cidrs: list(announced),

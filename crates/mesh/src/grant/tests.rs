@@ -41,6 +41,7 @@ fn gateway(endpoint: &str, mesh_address: &str) -> Record {
         public_key: PublicKey::from([7; 32]),
         endpoints: vec![endpoint.parse().unwrap()],
         mesh_addresses: vec![mesh_address.parse().unwrap()],
+        ports: BTreeMap::new(),
     })
 }
 

@@ -51,6 +51,8 @@ impl Gateway {
         ensure(is_dns_subdomain(&self.name), "name", "must be an RFC 1123 subdomain")?;
         at_most(self.endpoints.len(), limits::GATEWAY_ADDRESSES, "endpoints")?;
         at_most(self.mesh_addresses.len(), limits::GATEWAY_ADDRESSES, "meshAddresses")?;
+        at_most(self.ports.len(), limits::GATEWAY_PORTS, "ports")?;
+        ensure(self.ports.values().all(|port| *port != 0), "ports", "port 0 cannot be reached")?;
         ensure(
             self.endpoints.iter().all(|endpoint| endpoint.port() != 0),
             "endpoints",

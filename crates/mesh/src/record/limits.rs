@@ -7,6 +7,8 @@ pub const CIDRS: usize = 64;
 pub const GATEWAYS: usize = 64;
 /// Endpoints and mesh addresses of one gateway, each.
 pub const GATEWAY_ADDRESSES: usize = 8;
+/// Tunnels of one gateway that have a port of their own.
+pub const GATEWAY_PORTS: usize = 64;
 /// Exported Services of a peer.
 pub const EXPORTS: usize = 2_000;
 /// Endpoints of a peer, over all Services.

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use isthmus_api::condition::{READY, Wanted};
-use isthmus_api::v1alpha1::{ClusterPeeringStatus, Refusal, RemoteGateway, TunnelStatus};
-use isthmus_mesh::record::Gateway;
+use isthmus_api::v1alpha1::{
+    ClusterPeeringStatus, GatewayPort, NodeNetworkStatus, Refusal, RemoteGateway, TunnelStatus,
+};
+use isthmus_mesh::record::{Gateway, PublicKey};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Judged, without_namespace};
@@ -78,7 +80,7 @@ fn status(
             seen.value.as_ref().ok().map(|peering| peering.identity.as_str()),
         ),
         remote_cidrs: cidrs,
-        remote_gateways: judged.accepted.gateways.values().map(remote_gateway).collect(),
+        remote_gateways: judged.accepted.gateways.values().map(|one| remote_gateway(snapshot, one)).collect(),
         local_gateways: if judged.problem.is_some() { Vec::new() } else { gateways.to_vec() },
         tunnels: (!tunnels.is_empty()).then(|| format!("{up}/{}", tunnels.len())),
         last_heard: last_heard(snapshot.now, view).or_else(|| seen.status.last_heard.clone()),
@@ -93,13 +95,33 @@ fn identity(view: &PeerView, old: &ClusterPeeringStatus, pin: Option<&str>) -> O
     proved.then(|| pin.to_owned())
 }
 
-fn remote_gateway(gateway: &Gateway) -> RemoteGateway {
+fn remote_gateway(snapshot: &Snapshot, gateway: &Gateway) -> RemoteGateway {
+    let port =
+        |(key, port): (&PublicKey, &u16)| GatewayPort { public_key: key.to_string(), port: (*port).into() };
     RemoteGateway {
         name: gateway.name.clone(),
         public_key: gateway.public_key.to_string(),
         endpoints: gateway.endpoints.iter().map(ToString::to_string).collect(),
         mesh_addresses: gateway.mesh_addresses.iter().map(ToString::to_string).collect(),
+        ports: gateway
+            .ports
+            .iter()
+            .filter(|(key, _)| is_or_was_ours(snapshot, gateway, key))
+            .map(port)
+            .collect(),
     }
+}
+
+/// Only what a gateway of ours looks for is kept; while its key rotates it may look for the old one.
+fn is_or_was_ours(snapshot: &Snapshot, gateway: &Gateway, key: &PublicKey) -> bool {
+    let key = key.to_string();
+    let own = |status: &NodeNetworkStatus| status.public_key.as_ref() == Some(&key);
+    let kept = |status: &ClusterPeeringStatus| {
+        let remotes = status.remote_gateways.iter().filter(|remote| remote.name == gateway.name);
+        remotes.flat_map(|remote| &remote.ports).any(|port| port.public_key == key)
+    };
+    snapshot.node_networks.values().any(|seen| own(&seen.status))
+        || snapshot.peerings.values().any(|seen| kept(&seen.status))
 }
 
 fn tunnels<'a>(snapshot: &'a Snapshot, name: &str, gateways: &[String]) -> Vec<&'a TunnelStatus> {

@@ -32,6 +32,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                 public_key: PublicKey::from([7; 32]),
                 endpoints: vec![(endpoint, 51820).into()],
                 mesh_addresses: vec![mesh],
+                ports: Default::default(),
             })
         }),
         (namespace.clone(), name.clone()).prop_map(|(namespace, name)| export(namespace, name)),

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tunnels where the kernel encrypts: this thread makes and configures one WireGuard device for each and reads what it counts.
+//! No packet comes by here.
+//!
+//! In the kernel a UDP port belongs to one device, so each has its own out of [`isthmus_model::ownership::WIREGUARD_PORTS`]; peers
+//! learn it through the operators.
+
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use isthmus_model::dataplane::{DataplaneConfig, TunnelState};
+use isthmus_model::ids::LinkName;
+use isthmus_wg_kernel::{Change, Device, WireGuard};
+use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::bell::{Ear, bell, sleep_until};
+use crate::board::Board;
+use crate::keys::KeyStore;
+use crate::packets::devices::{MTU_BYTES, is_tunnel_name};
+use crate::packets::{Command, PacketThread};
+use plan::{Wanted, accept, is_alive, peer_change, ports};
+
+/// How often it is looked whether somebody has deleted a device.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often what the kernel counted is posted.
+const POST_EVERY: Duration = Duration::from_millis(500);
+const NO_ROTATION: &str = "the key cannot be rotated without loss while the kernel encrypts: a device there has one key. \
+     Start the data plane with --wireguard userspace for the time of the rotation";
+
+/// Starts the thread, without tunnels.
+///
+/// # Errors
+/// No descriptors or threads left.
+pub(crate) fn start(wireguard: WireGuard, mut keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThread> {
+    // A rotation that this process began in userspace: the peers have been told of the newer key.
+    keys.finish_rotation().map_err(|error| io::Error::other(error.to_string()))?;
+    let (commands, commanded) = channel();
+    let (bell, ear) = bell()?;
+    let now = Instant::now();
+    let keeper = Keeper {
+        wireguard,
+        keys,
+        board,
+        commanded,
+        ear,
+        wanted: BTreeMap::new(),
+        base_port: 0,
+        swept: false,
+        told_alive: BTreeSet::new(),
+        next_look: now,
+        next_post: now,
+    };
+    std::thread::Builder::new().name("tunnels".into()).spawn(move || keeper.run())?;
+    Ok(PacketThread::new(commands, bell))
+}
+
+struct Keeper {
+    wireguard: WireGuard,
+    keys: KeyStore,
+    board: Arc<Board>,
+    commanded: Receiver<Command>,
+    ear: Ear,
+    wanted: BTreeMap<LinkName, Wanted>,
+    base_port: u16,
+    /// What an earlier process left behind is taken away once, with the first configuration.
+    swept: bool,
+    told_alive: BTreeSet<LinkName>,
+    next_look: Instant,
+    next_post: Instant,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        loop {
+            let until = self.next_look.min(self.next_post);
+            let mut polled = [PollFd::new(self.ear.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut polled, sleep_until(until, Instant::now())).unwrap_or(0) > 0 {
+                self.obey();
+            }
+            let now = Instant::now();
+            if now >= self.next_look {
+                self.next_look = now + LOOK_EVERY;
+                self.restore();
+            }
+            if now >= self.next_post {
+                self.next_post = now + POST_EVERY;
+                self.post();
+            }
+        }
+    }
+
+    fn obey(&mut self) {
+        self.ear.hush();
+        while let Ok(command) = self.commanded.try_recv() {
+            let (failures, answer) = match command {
+                Command::Configure(config, answer) => (self.configure(&config), answer),
+                Command::RotateKey(answer) => (vec![NO_ROTATION.to_owned()], answer),
+            };
+            self.post();
+            // Whoever asked may have gone; what it asked for is done.
+            let _ = answer.send(failures);
+        }
+    }
+
+    fn configure(&mut self, config: &DataplaneConfig) -> Vec<String> {
+        let mut failures = Vec::new();
+        let none = BTreeMap::new();
+        let tunnels = if config.gateway { &config.tunnels } else { &none };
+        if !config.gateway && !config.tunnels.is_empty() {
+            failures.push("tunnels were given to a node that is no gateway; none of them runs".to_owned());
+        }
+        if config.key_generation > self.keys.generation() {
+            failures.push(format!("key generation {}: {NO_ROTATION}", config.key_generation));
+        }
+        let (mut wanted, refusals) = accept(tunnels, self.keys.newest().public());
+        failures.extend(refusals.iter().map(ToString::to_string));
+        let mut before = std::mem::take(&mut self.wanted);
+        for (name, wanted) in &mut wanted {
+            wanted.told = before.remove(name).filter(|old| old.peer == wanted.peer).and_then(|old| old.told);
+        }
+        (self.wanted, self.base_port) = (wanted, config.listen_port);
+        self.take_away(before.into_keys().map(|name| name.to_string()).collect());
+        if !std::mem::replace(&mut self.swept, true) {
+            self.sweep();
+        }
+        failures.extend(self.converge());
+        failures
+    }
+
+    /// Tunnel devices of an earlier process that nobody wants, of either mode.
+    fn sweep(&mut self) {
+        let Ok(links) = nix::net::if_::if_nameindex() else { return };
+        let names = links.iter().filter_map(|link| link.name().to_str().ok().map(str::to_owned));
+        let wanted: BTreeSet<&str> = self.wanted.keys().map(LinkName::as_str).collect();
+        let gone = names.filter(|name| is_tunnel_name(name) && !wanted.contains(name.as_str())).collect();
+        self.take_away(gone);
+    }
+
+    fn take_away(&mut self, names: Vec<String>) {
+        for name in names {
+            match self.wireguard.delete(&name) {
+                Ok(()) => tracing::info!(device = name, "tunnel device taken away"),
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => {}
+                Err(error) => tracing::warn!(%error, device = name, "tunnel device stays"),
+            }
+        }
+    }
+
+    /// Brings every device to what is wanted. Those that are as wanted are not touched.
+    fn converge(&mut self) -> Vec<String> {
+        let mut taken = BTreeMap::new();
+        let mut seen = BTreeMap::new();
+        let names: Vec<LinkName> = self.wanted.keys().cloned().collect();
+        for name in &names {
+            if let Ok(Some(device)) = self.wireguard.device(name.as_str()) {
+                taken.insert(name.clone(), device.listen_port);
+                seen.insert(name.clone(), device);
+            }
+        }
+        let mut failures = Vec::new();
+        for name in names {
+            let others = taken.iter().filter(|(other, _)| **other != name).map(|(_, port)| *port).collect();
+            match self.bring(&name, seen.remove(&name), &others) {
+                Ok(port) => _ = taken.insert(name, port),
+                Err(error) => failures.push(format!("tunnel {name}: {error}")),
+            }
+        }
+        failures
+    }
+
+    /// Returns the device's port.
+    fn bring(&mut self, name: &LinkName, seen: Option<Device>, others: &BTreeSet<u16>) -> io::Result<u16> {
+        let Some(wanted) = self.wanted.get_mut(name) else { return Err(io::ErrorKind::NotFound.into()) };
+        let made = seen.is_none();
+        if made {
+            self.wireguard.create(name.as_str(), MTU_BYTES)?;
+        }
+        let seen = seen.unwrap_or_default();
+        let own = self.keys.newest();
+        let private_key = (seen.public_key != Some(*own.public().as_bytes())).then(|| own.as_bytes());
+        let (peer, only_this_peer) = match peer_change(wanted, &seen, unix_now()) {
+            Some((change, only)) => (Some(change), only),
+            None => (None, false),
+        };
+        let change = Change { private_key, listen_port: None, only_this_peer, peer };
+        if change != Change::default() {
+            self.wireguard.set(name.as_str(), &change)?;
+        }
+        wanted.told = Some(wanted.endpoint);
+        let has = (seen.listen_port != 0).then_some(seen.listen_port);
+        let candidates = ports(self.base_port, has, others);
+        if !made && candidates.first().copied() == has {
+            return Ok(seen.listen_port);
+        }
+        let port = open_port(&mut self.wireguard, name, &candidates)?;
+        tracing::info!(device = %name, port, "tunnel device of the kernel's WireGuard serves");
+        Ok(port)
+    }
+
+    /// Makes devices again that somebody has deleted.
+    fn restore(&mut self) {
+        let there = |name: &LinkName| nix::net::if_::if_nametoindex(name.as_str()).is_ok();
+        let missing: Vec<String> =
+            self.wanted.keys().filter(|name| !there(name)).map(ToString::to_string).collect();
+        if missing.is_empty() {
+            return;
+        }
+        tracing::warn!(devices = ?missing, "tunnel devices are missing, making them again");
+        for failure in self.converge() {
+            tracing::warn!(failure, "not made yet");
+        }
+    }
+
+    fn post(&mut self) {
+        let now = unix_now();
+        let mut states = BTreeMap::new();
+        let mut alive = BTreeSet::new();
+        for (name, wanted) in &self.wanted {
+            let mut state = TunnelState::default();
+            if let Ok(Some(device)) = self.wireguard.device(name.as_str()) {
+                state.listen_port = Some(device.listen_port).filter(|port| *port != 0);
+                let peer = device.peers.iter().find(|peer| peer.public_key == *wanted.peer.as_bytes());
+                if let Some(peer) = peer {
+                    state.endpoint = peer.endpoint;
+                    state.last_handshake_s =
+                        peer.last_handshake.filter(|_| is_alive(peer, now)).map(|at| at.as_secs());
+                    (state.received_bytes, state.sent_bytes) = (peer.received_bytes, peer.sent_bytes);
+                }
+            }
+            if state.last_handshake_s.is_some() {
+                alive.insert(name.clone());
+            }
+            states.insert(name.clone(), state);
+        }
+        for name in alive.difference(&self.told_alive) {
+            tracing::info!(tunnel = %name, endpoint = ?states[name].endpoint, "session begins");
+        }
+        for name in self.told_alive.difference(&alive) {
+            tracing::warn!(tunnel = %name, "session is over");
+        }
+        self.told_alive = alive;
+        self.board.post_tunnels(states);
+        self.board.post_key(self.keys.newest().public().to_string(), self.keys.generation());
+    }
+}
+
+/// Sets the device up on the first port that nobody has. The kernel looks at a port only while its device is up.
+fn open_port(wireguard: &mut WireGuard, name: &LinkName, candidates: &[u16]) -> io::Result<u16> {
+    for port in candidates {
+        let change = Change { listen_port: Some(*port), ..Change::default() };
+        let opened = wireguard.set(name.as_str(), &change).and_then(|()| wireguard.set_up(name.as_str()));
+        match opened {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            opened => return opened.map(|()| *port),
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        "every UDP port that tunnels may have is in use on this node",
+    ))
+}
+
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

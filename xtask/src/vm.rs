@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `make test-vm`: tests that want a kernel with WireGuard, in a virtual machine that boots Debian's kernel. No acceleration is
+//! needed: it is about function, not speed.
+
+mod initramfs;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{Cache, Key};
+use crate::places::Places;
+use crate::run::{command, output, step};
+
+/// What `apt-cache` follows to the newest kernel for virtual machines.
+const KERNEL: &str = "linux-image-cloud-amd64";
+const QEMU: &str = "qemu-system-x86_64";
+/// The tests, a test program of `isthmus-dataplane`, and the program that they start.
+const TEST: &str = "kernel_wireguard";
+const SERVE: &str = "serve";
+/// The machine says this with the exit code of the tests.
+const VERDICT: &str = "vm: ended ";
+/// Boot and tests take 35 s on an idle machine of two cores.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Boots the machine, shows what it says, and fails if a test does.
+pub fn test(places: &Places) -> Result<()> {
+    if !Path::new("/usr/bin").join(QEMU).exists() {
+        bail!("{QEMU} is missing: apt-get install --no-install-recommends qemu-system-x86");
+    }
+    let programs = step("building the tests", || build_programs(places))?;
+    let kernel = kernel(places)?;
+    let folder = tempfile::tempdir().context("no place for the machine's file system")?;
+    let image = folder.path().join("initramfs");
+    initramfs::write(&image, &kernel, &programs)?;
+    let mut machine = boot(&kernel.join("vmlinuz"), &image)?;
+    let verdict = watch(&mut machine);
+    // It has switched itself off, or it hangs: either way it is of no more use.
+    let _ = machine.kill();
+    machine.wait().context("wait for the machine")?;
+    match verdict?.as_str() {
+        "0" => Ok(()),
+        code => bail!("tests failed in the virtual machine (exit code {code}); what they said is above"),
+    }
+}
+
+/// The test program and the program that it starts, in this order.
+fn build_programs(places: &Places) -> Result<[PathBuf; 2]> {
+    let mut build =
+        command(env!("CARGO"), ["test", "--no-run", "--package", "isthmus-dataplane", "--test", TEST]);
+    let text = output(build.args(["--message-format", "json"]).current_dir(&places.repo))?;
+    let executable = |name: &str| -> Result<PathBuf> {
+        let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let found = messages.filter(|message| message["target"]["name"] == name);
+        let path = found.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
+        path.with_context(|| format!("cargo built no {name}"))
+    };
+    let test = executable(TEST)?;
+    let mut build = command(env!("CARGO"), ["build", "--package", "isthmus-dataplane", "--example", SERVE]);
+    output(build.current_dir(&places.repo))?;
+    let debug = test.parent().and_then(Path::parent).context("a test lies in target/debug/deps")?;
+    let serve = debug.join("examples").join(SERVE);
+    Ok([test, serve])
+}
+
+/// The folder with `vmlinuz` and the modules of Debian's newest kernel for virtual machines, fetched once.
+fn kernel(places: &Places) -> Result<PathBuf> {
+    let depends = output(&mut command("apt-cache", ["depends", KERNEL]))?;
+    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    let package = package.with_context(|| format!("apt does not know {KERNEL}: run apt-get update"))?;
+    let key = Key::of("vm-kernel", 1).with("package", package).finish();
+    Cache::at(&places.cache)
+        .entry("vm-kernel", &key, |folder| step(&format!("fetching {package}"), || unpack(package, folder)))
+}
+
+fn unpack(package: &str, folder: &Path) -> Result<()> {
+    output(command("apt-get", ["download", package]).current_dir(folder))?;
+    let deb = only_file(folder)?;
+    output(command("dpkg", ["-x"]).arg(&deb).arg(folder.join("root")))?;
+    std::fs::remove_file(&deb)?;
+    let image = only_file_named(&folder.join("root/boot"), "vmlinuz-")?;
+    std::fs::rename(image, folder.join("vmlinuz"))?;
+    std::fs::rename(folder.join("root/lib/modules"), folder.join("modules"))?;
+    std::fs::remove_dir_all(folder.join("root")).context("cannot clear what is not needed")
+}
+
+fn only_file(folder: &Path) -> Result<PathBuf> {
+    only_file_named(folder, "")
+}
+
+fn only_file_named(folder: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut entries = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let named = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
+    entries.find(named).with_context(|| format!("nothing named {prefix}* in {}", folder.display()))
+}
+
+fn boot(kernel: &Path, image: &Path) -> Result<Child> {
+    let fixed = ["-M", "q35", "-m", "512", "-smp", "2", "-nic", "none", "-nographic", "-no-reboot"];
+    let mut qemu = Command::new(QEMU);
+    qemu.args(fixed).arg("-kernel").arg(kernel).arg("-initrd").arg(image);
+    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {QEMU}"))
+}
+
+/// Shows the serial console until the verdict, and returns that.
+fn watch(machine: &mut Child) -> Result<String> {
+    let console = machine.stdout.take().context("the machine's console")?;
+    let (say, said) = channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(console).split(b'\n').map_while(Result::ok);
+        lines
+            .map(|line| String::from_utf8_lossy(&line).trim_end().to_owned())
+            .try_for_each(|line| say.send(line))
+    });
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                println!("{line}");
+                if let Some(verdict) = line.strip_prefix(VERDICT) {
+                    return Ok(verdict.to_owned());
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => bail!("no verdict within {} s", PATIENCE.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => bail!("the machine went down without a verdict"),
+        }
+    }
+}
