@@ -45,7 +45,7 @@ impl Flow {
         let file = format!("/run/e2e-flow-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         // The shell's own number is that of ping, since each `exec` replaces it.
         let script = format!(
-            "file=$1; shift; ( echo $BASHPID > $file.pid; {IN_POD} ) > $file.log 2>&1 < /dev/null & for i in $(seq 50); do grep -q 'icmp_seq=3' $file.log && exit 0; sleep 0.1; done; cat $file.log >&2; exit 4"
+            "file=$1; shift; ( echo $BASHPID > $file.pid; {IN_POD} ) > $file.log 2>&1 < /dev/null & for i in $(seq 150); do grep -q 'icmp_seq=3' $file.log && exit 0; sleep 0.1; done; cat $file.log >&2; exit 4"
         );
         let about = format!("{}/{} to {address}", from.cluster, from.name);
         let ping = [file.as_str(), &from.ipv4, "ping", "-n", "-i", INTERVAL, "-s", "64"];

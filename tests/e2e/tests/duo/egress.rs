@@ -47,7 +47,7 @@ fn leaves_from(from: &Pod, egress: &str, outside: &str) {
     let ask = || from.run(&["curl", "-ksS", "-m", "2", &url]).map_err(|error| format!("{error:#}"));
     // The rules may need a moment after the status.
     within(Duration::from_secs(20), || {
-        let capture = Capture::of("egress", "tcp dst port 6443");
+        let capture = Capture::between_clusters("egress");
         let answer = ask()?;
         capture.finds(&format!("tcp dst port 6443 and dst host {outside} and src host {egress}"))?;
         let others = capture.count(&format!(
