@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures::StreamExt;
 use isthmus_intake::node::NodeObjects;
 use isthmus_model::ids::NodeName;
 use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::ExponentialBackoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -76,7 +79,7 @@ fn spawn<K, N>(
         keyed(object)
     };
     tokio::spawn(async move {
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(patience()).boxed();
         let mut listing = BTreeMap::new();
         while let Some(event) = events.next().await {
             match event {
@@ -99,4 +102,12 @@ fn spawn<K, N>(
             }
         }
     });
+}
+
+/// How long a broken watch waits before it asks again. Every node asks, so that the pauses are spread and not too short; after an
+/// outage the list comes up to two pauses later.
+fn patience() -> ExponentialBackoff {
+    let (shortest, longest) = (Duration::from_millis(400), Duration::from_secs(5));
+    let builder = ExponentialBuilder::new().with_min_delay(shortest).with_max_delay(longest);
+    builder.with_jitter().without_max_times().into()
 }

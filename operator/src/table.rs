@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures::StreamExt;
 use k8s_openapi::serde::de::DeserializeOwned;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Resource, ResourceExt};
 use tokio::sync::Notify;
@@ -50,7 +52,7 @@ where
 
     async fn run(self, api: Api<K>, config: watcher::Config, wake: Arc<Notify>) {
         let kind = K::kind(&());
-        let stream = watch(api, config).default_backoff();
+        let stream = watch(api, config).backoff(patience());
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
             match event {
@@ -101,6 +103,15 @@ where
     pub(crate) fn listed(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).listed
     }
+}
+
+/// How long a broken watch waits before it asks again. After a long outage the first answer is often that the version
+/// we know is gone, and the list comes one pause later: the longest pause is what users wait for, twice. Few replicas
+/// ask, each watch at moments of its own.
+fn patience() -> ExponentialBackoff {
+    let (shortest, longest) = (Duration::from_millis(200), Duration::from_secs(2));
+    let builder = ExponentialBuilder::new().with_min_delay(shortest).with_max_delay(longest);
+    builder.with_jitter().without_max_times().into()
 }
 
 fn entry<K: Resource<DynamicType = ()>>(mut object: K) -> (Key, Arc<K>) {
