@@ -53,6 +53,7 @@ pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
         // After the destination of service addresses was translated (-100), before the routing decision.
         ("egress", Hook::Prerouting, -90, ChainKind::Filter, egress_marks(intent)),
         ("mss", Hook::Forward, -150, ChainKind::Filter, mss()),
+        ("sealed", Hook::Postrouting, -150, ChainKind::Filter, sealed()),
         // Before kube-proxy's source translation (100): the first that translates a flow decides.
         ("source", Hook::Postrouting, 90, ChainKind::Nat, source(intent)),
     ];
@@ -130,6 +131,22 @@ fn transit() -> Vec<Rule> {
             Match::Source { v6, set: named(OWN_BLOCKS, v6), negate: true },
         ];
         rules.push(rule(matches, Statement::NoTrack, "from a pod of another node to a peer"));
+    }
+    rules
+}
+
+/// What is meant for a peer leaves by a tunnel, or goes to a node that has one: also when somebody has deleted every route
+/// of ours and only the default route is left.
+fn sealed() -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for v6 in [false, true] {
+        let matches = [
+            Match::Family { v6 },
+            Match::Destination { v6, set: named(REMOTE, v6), negate: false },
+            Match::OutLinkPrefix { prefix: TUNNEL_LINK_PREFIX.to_owned(), negate: true },
+            Match::NextHop { v6, set: named(NODES, v6), negate: true },
+        ];
+        rules.push(rule(matches, Statement::Drop, "to a peer, but not by a tunnel"));
     }
     rules
 }

@@ -36,7 +36,8 @@ pub fn render(desired: &Desired) -> String {
     for rule in &desired.rules {
         let family = if rule.v6 { "-6 " } else { "" };
         let (mark, mask) = rule.mark;
-        line(format!("rule {family}{} fwmark {mark:#x}/{mask:#x} lookup {}", rule.priority, rule.table));
+        let marked = if mask == 0 { String::new() } else { format!(" fwmark {mark:#x}/{mask:#x}") };
+        line(format!("rule {family}{}{marked} lookup {}", rule.priority, rule.table));
     }
     desired
         .neighbours

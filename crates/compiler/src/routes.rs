@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use isthmus_model::ids::{LinkName, NodeName, PeerName};
-use isthmus_model::kernel::{Desired, NextHop, Route, RouteKey, RouteKind};
-use isthmus_model::ownership::mesh_address;
+use isthmus_model::kernel::{Desired, NextHop, Route, RouteKey, RouteKind, Rule};
+use isthmus_model::ownership::{COPY_TABLE, mesh_address};
 
 use crate::facts::NodeFacts;
 use crate::intent::{Encapsulation, NodeIntent, Peer, is_v6};
@@ -21,6 +21,21 @@ pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired)
     pools(intent, desired);
     for (name, peer) in &intent.peers {
         peer_routes(intent, facts, desired, name, peer);
+    }
+    copies(desired);
+}
+
+/// What leads somewhere stands a second time in a table of its own. What refuses does not: asked before the main table it
+/// would hide longer prefixes there, such as the underlay's.
+fn copies(desired: &mut Desired) {
+    let leads = |(key, route): (&RouteKey, &Route)| {
+        let unicast = key.table == MAIN_TABLE && matches!(route.kind, RouteKind::Unicast(_));
+        unicast.then(|| (RouteKey { table: COPY_TABLE, ..key.clone() }, route.clone()))
+    };
+    let copies: Vec<_> = desired.routes.iter().filter_map(leads).collect();
+    desired.routes.extend(copies);
+    for v6 in [false, true] {
+        desired.rules.insert(Rule { priority: COPY_TABLE, v6, mark: (0, 0), table: COPY_TABLE });
     }
 }
 

@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use isthmus_compiler::*;
 use isthmus_model::dataplane::ProbeState;
 use isthmus_model::ids::LinkName;
-use isthmus_model::kernel::{Desired, RouteKind};
+use isthmus_model::kernel::{Desired, Route, RouteKind};
 use isthmus_model::nft::Set;
+use isthmus_model::ownership::{COPY_TABLE, ROUTE_TABLES};
 use proptest::prelude::*;
 
 fn address(text: &str) -> IpAddr {
@@ -138,7 +139,7 @@ fn the_gateway_of_an_egress_policy() {
 #[test]
 fn an_egress_policy_without_a_gateway_lets_nothing_out() {
     let desired = compile(&with_egress(cluster("n1"), None), &facts_of_n1());
-    let routes: Vec<_> = desired.routes.iter().filter(|(key, _)| key.table != MAIN_TABLE).collect();
+    let routes: Vec<_> = desired.routes.iter().filter(|(key, _)| ROUTE_TABLES.contains(&key.table)).collect();
     assert_eq!(routes.len(), 2);
     assert!(routes.iter().all(|(_, route)| route.kind == RouteKind::Unreachable), "{routes:?}");
 }
@@ -274,7 +275,7 @@ proptest! {
     #[test]
     fn every_mark_has_a_rule_and_every_rule_a_table_that_ends((intent, facts) in states()) {
         let desired = compile(&intent, &facts);
-        for rule in &desired.rules {
+        for rule in desired.rules.iter().filter(|rule| rule.mark.1 != 0) {
             let last = desired.routes.iter().filter(|(key, _)| key.table == rule.table && key.metric == FALLBACK_METRIC);
             prop_assert_eq!(last.count(), 2, "an unreachable default of each family in table {}", rule.table);
         }
@@ -283,5 +284,17 @@ proptest! {
             tables
         });
         prop_assert!(tables.values().all(|rules| *rules == 2));
+    }
+
+    #[test]
+    fn every_route_that_leads_somewhere_stands_twice_and_none_that_refuses((intent, facts) in states()) {
+        let desired = compile(&intent, &facts);
+        let of = |table: u32| {
+            let routes = desired.routes.iter().filter(move |(key, _)| key.table == table);
+            routes.map(|(key, route)| ((key.destination, key.metric), route))
+        };
+        let leads = |route: &Route| matches!(route.kind, RouteKind::Unicast(_));
+        let leading: BTreeMap<_, _> = of(MAIN_TABLE).filter(|(_, route)| leads(route)).collect();
+        prop_assert_eq!(of(COPY_TABLE).collect::<BTreeMap<_, _>>(), leading);
     }
 }

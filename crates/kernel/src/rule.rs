@@ -21,10 +21,9 @@ impl Table for Rules {
 
     fn name(rule: &Rule) -> String {
         let family = if rule.v6 { "IPv6" } else { "IPv4" };
-        format!(
-            "{family} rule {} mark {:#x}/{:#x} table {}",
-            rule.priority, rule.mark.0, rule.mark.1, rule.table
-        )
+        let (mark, mask) = rule.mark;
+        let marked = if mask == 0 { String::new() } else { format!(" mark {mark:#x}/{mask:#x}") };
+        format!("{family} rule {}{marked} table {}", rule.priority, rule.table)
     }
 
     fn observe(wire: &mut Wire, _: &LinkNames) -> io::Result<BTreeMap<Rule, ()>> {
@@ -63,10 +62,11 @@ fn message(rule: &Rule) -> RuleMessage {
     message.attributes = vec![
         RuleAttribute::Priority(rule.priority),
         RuleAttribute::Table(rule.table),
-        RuleAttribute::FwMark(rule.mark.0),
-        RuleAttribute::FwMask(rule.mark.1),
         RuleAttribute::Protocol(ROUTE_PROTOCOL.into()),
     ];
+    if rule.mark.1 != 0 {
+        message.attributes.extend([RuleAttribute::FwMark(rule.mark.0), RuleAttribute::FwMask(rule.mark.1)]);
+    }
     message
 }
 
@@ -96,6 +96,8 @@ mod tests {
     #[test]
     fn a_rule_that_was_made_is_read_back_as_ours() {
         assert_eq!(read(&message(&RULE)), Some(RULE));
+        let unmarked = Rule { mark: (0, 0), ..RULE };
+        assert_eq!(read(&message(&unmarked)), Some(unmarked));
     }
 
     #[test]

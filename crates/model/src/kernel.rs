@@ -107,14 +107,14 @@ pub struct NextHop {
     pub onlink: bool,
 }
 
-/// A policy rule: packets with the mark use the table.
+/// A policy rule: packets use the table, all of them or those with a mark.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// Priority; the lowest is asked first.
     pub priority: u32,
     /// IPv6 instead of IPv4.
     pub v6: bool,
-    /// Mark and mask.
+    /// Mark and mask; a mask of 0 is every packet.
     pub mark: (u32, u32),
     /// Table to look up.
     pub table: u32,

@@ -106,6 +106,9 @@ pub enum Match {
     DestinationPort(u16),
     /// First SYN of a TCP connection: SYN set, RST clear.
     TcpSyn,
+    /// The next router of the packet's route, or its destination where the route has none of the family, is (not) in a
+    /// prefix set of the family (`rt ip nexthop`). After the routing decision only.
+    NextHop { v6: bool, set: String, negate: bool },
     /// Destination is one of the node's own addresses (`fib daddr type local`), or not.
     LocalDestination { negate: bool },
 }

@@ -11,6 +11,9 @@ pub const ROUTE_PROTOCOL: u8 = 73;
 pub const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 7300..=7399;
 /// Routing tables of ours, inclusive: one for each egress gateway in use on the node.
 pub const ROUTE_TABLES: std::ops::RangeInclusive<u32> = 7300..=7363;
+/// Routing table with a second copy of every route of ours that leads somewhere, and the priority of the rule that has it
+/// asked before the main table: whoever flushes one of the two stops nothing.
+pub const COPY_TABLE: u32 = 7399;
 /// Bits of the packet mark that are ours (kube-proxy uses 0x4000 and 0x8000).
 pub const MARK_MASK: u32 = 0xff00_0000;
 /// Mark of the first egress route; the n-th is `EGRESS_MARK_FIRST + (n << 24)`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_testkit::within;
 
-use crate::duo::{EAST, NODES, WEST};
+use crate::duo::{EAST, NODES};
 use crate::lab::{command, exec, on_node};
 
 /// Running captures of one or more links.
@@ -22,16 +22,21 @@ struct Part {
 }
 
 impl Capture {
-    /// Captures every frame between a node of east and a node of west, and returns once it does. Frames are told by
-    /// their hardware addresses, whatever packets they hold: those of pods too.
+    /// Captures every frame that the nodes of east exchange with anything but each other: nodes of west, and the router
+    /// that the default route leads to. Returns once it does. Frames are told by their hardware addresses, whatever
+    /// packets they hold: those of pods too.
     #[track_caller]
     pub fn between_clusters(name: &str) -> Self {
         let of = |cluster: &'static str| NODES.into_iter().filter(move |node| node.starts_with(cluster));
         let address = |node| {
             on_node(node, "cat /sys/class/net/eth0/address", &[]).unwrap_or_else(|error| panic!("{error:#}"))
         };
-        let west: Vec<String> = of(WEST).map(|node| format!("ether host {}", address(node).trim())).collect();
-        let filter = west.join(" or ");
+        let east: Vec<String> = of(EAST).map(|node| address(node).trim().to_owned()).collect();
+        let one_of = |end: &str| {
+            let ends: Vec<String> = east.iter().map(|address| format!("ether {end} {address}")).collect();
+            ends.join(" or ")
+        };
+        let filter = format!("not (({}) and ({}))", one_of("src"), one_of("dst"));
         let start = |node: &str| {
             let process = exec(&["docker", "inspect", "-f", "{{.State.Pid}}", node])
                 .unwrap_or_else(|error| panic!("{error:#}"));

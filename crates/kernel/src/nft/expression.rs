@@ -74,6 +74,7 @@ impl Program {
                 self.mask(1, &[TCP_SYN | TCP_RST], &[0]);
                 self.compare(CMP_EQ, &[TCP_SYN]);
             }
+            Match::NextHop { v6, set, negate } => self.next_hop_in_set(*v6, set, *negate),
             Match::LocalDestination { negate } => self.local_destination(*negate),
         }
     }
@@ -123,6 +124,15 @@ impl Program {
         self.family(v6);
         self.load_meta(META_IIFNAME, R1);
         self.load_address(v6, true, R2);
+        self.lookup(set, negate);
+    }
+
+    fn next_hop_in_set(&mut self, v6: bool, set: &str, negate: bool) {
+        const RT_NEXTHOP4: u32 = 1;
+        const RT_NEXTHOP6: u32 = 2;
+        self.family(v6);
+        let key = if v6 { RT_NEXTHOP6 } else { RT_NEXTHOP4 };
+        self.push("rt", Attributes::default().u32(1, R1).u32(2, key));
         self.lookup(set, negate);
     }
 

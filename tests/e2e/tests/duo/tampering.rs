@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use isthmus_e2e::{Capture, EAST, Flow, WEST, kubectl, on_node, peered, pod, within};
+use isthmus_e2e::{Capture, EAST, Flow, Tally, WEST, kubectl, on_node, peered, pod, within};
 
 /// Words that the pings' payload is filled with (`-p`, in hex: "caninecanary").
 const CANARY: &str = "caninecanary";
@@ -36,28 +36,46 @@ fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
 }
 
 #[test]
-fn deleted_routes_are_back_within_a_second_and_nothing_leaks_meanwhile() {
+fn deleted_routes_are_back_within_a_second_lose_nothing_and_leak_nothing() {
     let Some(_duo) = peered() else { return };
+    for (name, table) in [("main", "main"), ("copies", "7399")] {
+        let (took, tally) = routes_deleted(name, table);
+        assert!(took < Duration::from_secs(1), "the routes of table {table} were back after {took:?}");
+        tally.nothing_lost();
+    }
+}
+
+#[test]
+fn with_every_route_deleted_at_once_nothing_is_readable_until_they_are_back() {
+    let Some(_duo) = peered() else { return };
+    let (took, tally) = routes_deleted("all", "all");
+    assert!(took < Duration::from_secs(1), "the routes were back after {took:?}");
+    assert!(tally.longest_gap < Duration::from_secs(1), "traffic stood still for {:?}", tally.longest_gap);
+}
+
+/// Deletes all routes of ours in a table under traffic to the other cluster: how long until they are back, and what was
+/// lost meanwhile.
+fn routes_deleted(name: &str, table: &str) -> (Duration, Tally) {
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
-    let routes = |family: &str| on_node(&from.node, "ip \"$1\" route show proto 73 | sort", &[family]);
-    let wanted = [routes("-4").expect("routes"), routes("-6").expect("routes")];
-    assert!(wanted.iter().all(|list| !list.trim().is_empty()), "{wanted:?}");
-    let capture = Capture::between_clusters("routes");
+    let all =
+        || on_node(&from.node, "for f in -4 -6; do ip $f route show proto 73 table all | sort; done", &[]);
+    let wanted = all().expect("routes");
+    assert!(wanted.lines().count() > 8, "{wanted}");
+    let capture = Capture::between_clusters(&format!("routes-{name}"));
     let flow = Flow::start_with(&from, &to.ipv4, &["-p", CANARY_HEX]);
 
-    on_node(&from.node, "ip -4 route flush proto 73; ip -6 route flush proto 73", &[])
+    on_node(&from.node, "for f in -4 -6; do ip $f route flush proto 73 table \"$1\"; done", &[table])
         .expect("routes are deleted");
     let deleted = Instant::now();
-    within(Duration::from_secs(10), || {
-        let seen = [routes("-4"), routes("-6")].map(|list| list.unwrap_or_default());
-        if seen == wanted { Ok(()) } else { Err(format!("routes are {seen:?}, wanted {wanted:?}")) }
+    within(Duration::from_secs(10), || match all() {
+        Ok(seen) if seen == wanted => Ok(()),
+        seen => Err(format!("routes are {seen:?}, wanted {wanted:?}")),
     });
     let took = deleted.elapsed();
 
     let tally = flow.stop();
     assert!(!capture.holds(CANARY), "pods' words were readable on the wire");
-    assert!(took < Duration::from_secs(1), "the routes were back after {took:?}");
-    assert!(tally.longest_gap < Duration::from_secs(1), "traffic stood still for {:?}", tally.longest_gap);
+    (took, tally)
 }
 
 #[test]

@@ -35,6 +35,11 @@ async fn node_and_outside(lab: &Lab) -> (Node, Namespace, Namespace) {
     (node, outside, pod)
 }
 
+#[track_caller]
+fn reached(pod: &Namespace, target: &str) {
+    within(Duration::from_secs(5), || pod.ping(target).map_err(|error| format!("{error:#}")));
+}
+
 fn add_prefixes(node: &mut Node, four: &[&str], six: &[&str]) {
     node.want.nft.sets.insert("inside4".into(), Set::PrefixesV4(prefixes(four)));
     node.want.nft.sets.insert("inside6".into(), Set::PrefixesV6(prefixes(six)));
@@ -89,6 +94,76 @@ async fn selected_traffic_takes_another_way_and_leaves_with_a_fixed_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_meant_for_a_peer_does_not_leave_by_a_router_that_is_no_node() {
+    let Some(lab) = Lab::new("sealed") else { return };
+    let (mut node, outside, pod) = node_and_outside(&lab).await;
+    outside.sh(
+        "ip addr add 10.20.0.1/32 dev lo; ip addr add fd20::1/128 dev lo; ip addr add 203.0.113.5/32 dev lo",
+    );
+    outside.sh("ip route add 10.9.0.0/16 via 192.0.2.1; ip route add fd09::/64 via fd02::1");
+    // All routes of ours are gone; what is left is the default route.
+    node.namespace.sh("ip route add default via 192.0.2.2; ip route add default via fd02::2");
+    add_prefixes(&mut node, &["10.20.0.0/16"], &["fd20::/64"]);
+    let sealed = |v6: bool, remote: &str, nodes: &str| {
+        let matches = vec![
+            Match::Family { v6 },
+            Match::Destination { v6, set: remote.into(), negate: false },
+            Match::OutLinkPrefix { prefix: "iw-".into(), negate: true },
+            Match::NextHop { v6, set: nodes.into(), negate: true },
+        ];
+        rule(matches, Statement::Drop)
+    };
+    let rules = vec![sealed(false, "inside4", "nodes4"), sealed(true, "inside6", "nodes6")];
+    node.want.nft.chains.insert("sealed".into(), chain(Hook::Postrouting, -150, ChainKind::Filter, rules));
+    let nodes = |four: &[&str], six: &[&str]| {
+        [("nodes4", Set::PrefixesV4(prefixes(four))), ("nodes6", Set::PrefixesV6(prefixes(six)))]
+            .map(|(name, set)| (name.to_owned(), set))
+    };
+    node.want.nft.sets.extend(nodes(&["192.0.2.9/32"], &["fd02::9/128"]));
+    node.converge().await;
+    reached(&pod, "fd02::2");
+    for target in ["10.20.0.1", "fd20::1"] {
+        assert!(pod.ping(target).is_err(), "{target} was reached by the default route");
+    }
+    reached(&pod, "203.0.113.5");
+    // The same router as a node of the cluster: it has a tunnel.
+    node.want.nft.sets.extend(nodes(&["192.0.2.2/32"], &["fd02::2/128"]));
+    node.converge().await;
+    for target in ["10.20.0.1", "fd20::1"] {
+        reached(&pod, target);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_stands_twice_carries_while_either_is_deleted() {
+    let Some(lab) = Lab::new("twice") else { return };
+    let (mut node, outside, pod) = node_and_outside(&lab).await;
+    outside.sh("ip addr add 10.20.0.1/32 dev lo; ip addr add fd20::1/128 dev lo");
+    outside.sh("ip route add 10.9.0.0/16 via 192.0.2.1; ip route add fd09::/64 via fd02::1");
+    for (destination, via) in [("10.20.0.0/16", "192.0.2.2"), ("fd20::/64", "fd02::2")] {
+        node.want.routes.insert(key(net(destination)), leads_to(&[("eth0", Some(via))]));
+    }
+    let routes = node.want.routes.clone().into_iter();
+    node.want.routes.extend(routes.map(|(key, route)| (RouteKey { table: 7399, ..key }, route)));
+    for v6 in [false, true] {
+        node.want.rules.insert(PolicyRule { priority: 7399, v6, mark: (0, 0), table: 7399 });
+    }
+    node.converge().await;
+    assert_eq!(node.converge().await.changed, 0, "a second pass changed something");
+    // The cable is new: the kernel still makes sure of its own IPv6 addresses.
+    reached(&pod, "fd20::1");
+    for deleted in ["main", "7399"] {
+        node.namespace.sh(&format!(
+            "ip -4 route flush proto 73 table {deleted}; ip -6 route flush proto 73 table {deleted}"
+        ));
+        for target in ["10.20.0.1", "fd20::1"] {
+            pod.ping(target).unwrap();
+        }
+        node.converge().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_segment_size_of_a_syn_is_lowered_to_the_routes_mtu() {
     let Some(lab) = Lab::new("mss") else { return };
     let (mut node, outside, pod) = node_and_outside(&lab).await;
@@ -131,6 +206,8 @@ async fn nft_prints_every_condition_and_statement_as_it_is_meant() {
         rule(vec![Match::Destination { v6: false, set: set("inside4"), negate: false }], Statement::Accept),
         rule(vec![Match::Protocol(17), Match::DestinationPort(51820)], Statement::Drop),
         rule(vec![Match::LocalDestination { negate: true }], Statement::Accept),
+        rule(vec![Match::NextHop { v6: false, set: set("inside4"), negate: true }], Statement::Drop),
+        rule(vec![Match::NextHop { v6: true, set: set("inside6"), negate: false }], Statement::Accept),
         rule(vec![], Statement::SetMark { value: 0x8000_0000, mask: 0xff00_0000 }),
     ];
     node.want.nft.chains.insert("all".into(), chain(Hook::Prerouting, -300, ChainKind::Filter, rules));
@@ -149,6 +226,8 @@ async fn nft_prints_every_condition_and_statement_as_it_is_meant() {
         "ip daddr @inside4 accept comment \"test\"",
         "udp dport 51820 counter packets 0 bytes 0 drop comment \"test\"",
         "fib daddr type != local accept comment \"test\"",
+        "meta nfproto ipv4 rt ip nexthop != @inside4 counter packets 0 bytes 0 drop comment \"test\"",
+        "meta nfproto ipv6 rt ip6 nexthop @inside6 accept comment \"test\"",
         "meta mark set meta mark & 0x80ffffff | 0x80000000 comment \"test\"",
     ] {
         assert!(lines.iter().any(|shown| shown == line), "{line}\nis missing in:\n{shown}");
