@@ -12,6 +12,7 @@ use isthmus_node_agent::addresses::Ledger;
 use isthmus_node_agent::cni;
 use isthmus_node_agent::dataplane_link::DataplaneLink;
 use isthmus_node_agent::engine::{Engine, Wiring};
+use isthmus_node_agent::memory::Memory;
 use isthmus_node_agent::metrics::Metrics;
 use isthmus_node_agent::node::Node;
 use isthmus_node_agent::objects::{ObjectStore, Watch};
@@ -47,6 +48,7 @@ async fn serve(directory: &Path, dual_stack: bool) -> Result<()> {
         dataplane: DataplaneLink::start(directory.join(DATAPLANE_SOCKET)),
         open_kernel: Box::new(Kernel::open),
         conflist: None,
+        memory: Memory::open(directory.join("intent"), &NODE.parse()?),
         report,
     });
     store.change(|objects| know(objects, dual_stack));

@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::addresses::Attachment;
 use crate::conflist::{Conflist, Ensured};
 use crate::dataplane_link::{DataplaneLink, Heard};
+use crate::memory::Memory;
 use crate::node::{Advance, Failures, Node};
 use crate::status::{self, Report as NodeReport};
 use crate::underlay::uplinks;
@@ -31,6 +32,8 @@ const CONVERGE_EVERY: Duration = Duration::from_secs(60);
 const RETRY_FAILED: Duration = Duration::from_secs(2);
 /// How long a new agent says nothing of its node while API server and data plane have not told it enough.
 const LISTEN_FIRST: Duration = Duration::from_secs(15);
+/// How long a new agent waits for the API server before it acts on what the node knew before.
+const REMEMBER_AFTER: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(2);
 const PROBE_JOURNAL_TICKS: u64 = 5;
 const ORPHANS_TICKS: u64 = 15;
@@ -52,6 +55,8 @@ pub struct Wiring {
     pub open_kernel: OpenKernel,
     /// The runtime's configuration.
     pub conflist: Option<Conflist>,
+    /// What the node acted on last.
+    pub memory: Memory,
     /// What is reported of the node.
     pub report: watch::Sender<Option<NodeReport>>,
 }
@@ -67,6 +72,10 @@ pub struct Engine {
     desired: Option<Desired>,
     configured: Option<DataplaneConfig>,
     armed: bool,
+    /// The intent is what the node knew before: nothing may be taken away.
+    from_memory: bool,
+    /// The memory could not be written the last time.
+    forgetful: bool,
     objects_changed: bool,
     /// When the kernel is to be read and compared next.
     converge_at: Instant,
@@ -91,6 +100,8 @@ impl Engine {
             desired: None,
             configured: None,
             armed: false,
+            from_memory: false,
+            forgetful: false,
             objects_changed: true,
             converge_at: Instant::now(),
             started: Instant::now(),
@@ -202,16 +213,14 @@ impl Engine {
                 .map_err(|error| format!("the nftables table cannot be made: {error}"))?;
             self.armed = true;
         }
-        let sync = self.wiring.node.store.in_sync();
-        let sync =
-            sync.map_err(|missing| format!("waiting for the API server: not listed yet: {missing:?}"))?;
+        let sync = self.in_sync_or_from_memory()?;
         let due = self.converge_at <= Instant::now();
         if due {
             let node = self.wiring.node.clone();
             let _ = tokio::task::spawn_blocking(move || restore_links(&node)).await;
             self.observe_underlay().await;
         }
-        self.take_in_objects();
+        self.take_in_objects(sync);
         self.facts.pods = self.wiring.node.ledger().pod_facts();
         let desired = compile(&self.intent, &self.facts);
         // First, since the kernel's entries for tunnels need the devices that the data plane process makes.
@@ -226,10 +235,39 @@ impl Engine {
         Ok(self.failures.clone())
     }
 
-    async fn apply(&mut self, desired: &Desired, sync: InSync, full: bool) {
+    /// Proof that all is known; none where the API server keeps silent and the node goes on with what it knew before.
+    fn in_sync_or_from_memory(&mut self) -> Result<Option<InSync>, String> {
+        let missing = match self.wiring.node.store.in_sync() {
+            Ok(sync) => {
+                if std::mem::take(&mut self.from_memory) {
+                    // What stayed because it might have been wanted goes now.
+                    self.converge_at = Instant::now();
+                }
+                return Ok(Some(sync));
+            }
+            Err(missing) => missing,
+        };
+        if !self.from_memory {
+            let wait = || format!("waiting for the API server: not listed yet: {missing:?}");
+            let remembered = self.wiring.memory.intent().filter(|_| self.started.elapsed() >= REMEMBER_AFTER);
+            self.intent = remembered.cloned().ok_or_else(wait)?;
+            self.from_memory = true;
+            self.set_blocks();
+            tracing::warn!(
+                ?missing,
+                "the API server does not answer: the node goes on with what it knew before"
+            );
+        }
+        Ok(None)
+    }
+
+    async fn apply(&mut self, desired: &Desired, sync: Option<InSync>, full: bool) {
         let Some(kernel) = &mut self.kernel else { return };
-        let outcomes: Outcomes =
-            if full { kernel.converge(desired, sync).await } else { kernel.advance(desired, sync).await };
+        let outcomes: Outcomes = match sync {
+            None => kernel.complete(desired).await,
+            Some(sync) if full => kernel.converge(desired, sync).await,
+            Some(sync) => kernel.advance(desired, sync).await,
+        };
         let metrics = &self.wiring.node.metrics;
         metrics.add(if full { "convergences_total" } else { "advances_total" }, 1.0);
         metrics.add("kernel_changes_total", outcomes.changed as f64);
@@ -265,21 +303,25 @@ impl Engine {
         }
     }
 
-    fn take_in_objects(&mut self) {
-        if std::mem::take(&mut self.objects_changed) {
+    fn take_in_objects(&mut self, sync: Option<InSync>) {
+        if sync.is_some() && std::mem::take(&mut self.objects_changed) {
             let name = &self.wiring.name;
             let (intent, problems) = self.wiring.node.store.read(|objects| intake(name, objects));
             for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
                 tracing::warn!(%problem, "left out");
             }
             (self.intent, self.problems) = (intent, problems);
-            let serving = |pool| self.intent.pools.get(pool).is_some_and(|pool| pool.serves_this_node);
-            let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool));
-            let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.to_string())).collect();
-            self.wiring.node.ledger().set_blocks(blocks);
+            self.set_blocks();
         }
         let mtu = status::pod_mtu(&self.intent, self.facts.uplink_mtu(self.intent.own_addresses()));
         self.wiring.node.publish(&self.intent, mtu);
+    }
+
+    fn set_blocks(&self) {
+        let serving = |pool| self.intent.pools.get(pool).is_some_and(|pool| pool.serves_this_node);
+        let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool));
+        let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.to_string())).collect();
+        self.wiring.node.ledger().set_blocks(blocks);
     }
 
     /// Says how the node is. A new agent first listens: a report without key, addresses and tunnels would be taken
@@ -292,7 +334,12 @@ impl Engine {
         let usage = self.wiring.node.ledger().usage();
         let metrics = &self.wiring.node.metrics;
         metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
-        let report = status::report(&self.intent, &self.facts, &usage, readiness, &self.confirmed);
+        let mut failures = self.confirmed.clone();
+        if self.from_memory {
+            let how = "does not answer this agent; the node goes on with what it knew before";
+            failures.insert("the API server".to_owned(), how.to_owned());
+        }
+        let report = status::report(&self.intent, &self.facts, &usage, readiness, &failures);
         self.wiring.report.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&report);
             *current = Some(report);
@@ -312,6 +359,21 @@ impl Engine {
             let _ = tokio::task::spawn_blocking(move || release_orphans(&node)).await;
         }
         self.tend_conflist();
+        self.tend_memory();
+    }
+
+    /// Not at each change: those of a minute's roll-out come in hundreds.
+    fn tend_memory(&mut self) {
+        if self.wiring.node.store.in_sync().is_err() || self.desired.is_none() {
+            return;
+        }
+        let written = self.wiring.memory.remember(&self.intent);
+        if let Err(error) = &written
+            && !self.forgetful
+        {
+            tracing::warn!(%error, "what the node knows cannot be kept for a start without the API server");
+        }
+        self.forgetful = written.is_err();
     }
 
     fn tend_conflist(&self) {

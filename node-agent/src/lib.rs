@@ -7,6 +7,7 @@ pub mod conflist;
 pub mod dataplane_link;
 pub mod engine;
 pub mod install;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod objects;

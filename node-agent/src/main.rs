@@ -61,8 +61,17 @@ fn main() -> anyhow::Result<()> {
         Command::Install { source, target } => install::install(&source, &target),
         Command::Run { node, state_dir, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics } => {
             let journal = state_dir.join("journal").join("addresses");
-            let places =
-                run::Places { node, journal, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics };
+            let memory = state_dir.join("intent");
+            let places = run::Places {
+                node,
+                journal,
+                memory,
+                cni_socket,
+                dataplane_socket,
+                cni_config,
+                cni_plugins,
+                metrics,
+            };
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             let outcome = runtime.block_on(run::run(places));

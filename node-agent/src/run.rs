@@ -16,6 +16,7 @@ use crate::addresses::Ledger;
 use crate::conflist::Conflist;
 use crate::dataplane_link::DataplaneLink;
 use crate::engine::{Engine, Wiring};
+use crate::memory::Memory;
 use crate::metrics::{self, Metrics};
 use crate::node::Node;
 use crate::objects::ObjectStore;
@@ -28,6 +29,8 @@ pub struct Places {
     pub node: NodeName,
     /// Journal of addresses.
     pub journal: PathBuf,
+    /// What the node acted on last.
+    pub memory: PathBuf,
     /// Socket for the plugin.
     pub cni_socket: PathBuf,
     /// Socket of the data plane process.
@@ -64,6 +67,7 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
         dataplane: DataplaneLink::start(places.dataplane_socket),
         open_kernel: Box::new(Kernel::open),
         conflist: Some(Conflist::new(places.cni_config, places.cni_plugins)),
+        memory: Memory::open(places.memory, &places.node),
         report,
     });
     tokio::spawn(status::write(client, places.node, reports));

@@ -9,9 +9,10 @@ use isthmus_model::dataplane::PublicKey;
 use isthmus_model::ids::{NodeName, PeerName, PoolName};
 use isthmus_model::kernel::MacAddress;
 use isthmus_model::ownership::mesh_address;
+use serde::{Deserialize, Serialize};
 
 /// The cluster's decisions as one node sees them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeIntent {
     /// The node that is compiled for; none before it is known.
     pub node: Option<NodeName>,
@@ -30,7 +31,7 @@ pub struct NodeIntent {
 }
 
 /// A node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Internal addresses, preferred first.
     pub addresses: Vec<IpAddr>,
@@ -41,7 +42,7 @@ pub struct Node {
 }
 
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// Its addresses.
     pub cidr: IpNet,
@@ -54,7 +55,7 @@ pub struct Pool {
 }
 
 /// When packets between nodes are encapsulated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encapsulation {
     /// To every other node.
     Always,
@@ -65,7 +66,7 @@ pub enum Encapsulation {
 }
 
 /// A block of a pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// Its pool.
     pub pool: PoolName,
@@ -74,7 +75,7 @@ pub struct Block {
 }
 
 /// Another cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its pods' addresses that are in force.
     pub remote_cidrs: BTreeSet<IpNet>,
@@ -85,7 +86,7 @@ pub struct Peer {
 }
 
 /// A gateway of another cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteGateway {
     /// WireGuard key.
     pub public_key: PublicKey,
@@ -98,7 +99,7 @@ pub struct RemoteGateway {
 }
 
 /// An egress policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Egress {
     /// Selected pods of this node, namespace and name.
     pub pods: BTreeSet<(String, String)>,

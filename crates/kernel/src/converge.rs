@@ -94,8 +94,15 @@ impl Tables {
     pub(crate) fn converge(&mut self, want: &Desired, sync: InSync) -> Outcomes {
         let mut out = Outcomes::default();
         self.observe(&mut out);
-        self.apply(want, &mut out);
-        let _ = sync;
+        self.apply(want, Some(sync), &mut out);
+        out
+    }
+
+    /// Reads every table, makes what is missing and changes what differs. Takes nothing away.
+    pub(crate) fn complete(&mut self, want: &Desired) -> Outcomes {
+        let mut out = Outcomes::default();
+        self.observe(&mut out);
+        self.apply(want, None, &mut out);
         out
     }
 
@@ -105,7 +112,7 @@ impl Tables {
             return self.converge(want, sync);
         }
         let mut out = Outcomes::default();
-        self.apply(want, &mut out);
+        self.apply(want, Some(sync), &mut out);
         out
     }
 
@@ -126,14 +133,14 @@ impl Tables {
         self.observed = true;
     }
 
-    /// Close before taking away, create before referring, open last.
-    fn apply(&mut self, want: &Desired, out: &mut Outcomes) {
+    /// Close before taking away, create before referring, open last. Without proof that all is known, nothing is taken away.
+    fn apply(&mut self, want: &Desired, sync: Option<InSync>, out: &mut Outcomes) {
         let wire = &mut self.wire;
-        let rules = self.rules.diff(&rule::wanted(&want.rules));
-        let routes = self.routes.diff(&route::canonical(&want.routes));
-        let addresses = self.addresses.diff(&addr::wanted(&want.addresses));
-        let neighbours = self.neighbours.diff(&want.neighbours);
-        let forwarding = self.forwarding.diff(&want.fdb);
+        let rules = self.rules.diff(&rule::wanted(&want.rules), sync);
+        let routes = self.routes.diff(&route::canonical(&want.routes), sync);
+        let addresses = self.addresses.diff(&addr::wanted(&want.addresses), sync);
+        let neighbours = self.neighbours.diff(&want.neighbours, sync);
+        let forwarding = self.forwarding.diff(&want.fdb, sync);
 
         // Close: what leads somewhere goes before what it leads through.
         take(out, "rules", self.rules.apply_removals(wire, &rules), Rules::name);
@@ -148,7 +155,10 @@ impl Tables {
         take(out, "neighbours", self.neighbours.apply_removals(wire, &neighbours), Neighbours::name);
         take(out, "forwarding", self.forwarding.apply_removals(wire, &forwarding), Forwarding::name);
         take(out, "addresses", self.addresses.apply_removals(wire, &addresses), Addresses::name);
-        let gone = self.links.apply_removals(wire, &want.links);
+        let gone = match sync {
+            Some(_) => self.links.apply_removals(wire, &want.links),
+            None => Ok(Outcome::default()),
+        };
         let remade = gone.as_ref().is_ok_and(|outcome| outcome.changed > 0);
         take(out, "links", gone, |link| format!("link {link}"));
 

@@ -100,7 +100,7 @@ impl Kernel {
     }
 
     /// Makes our nftables table from `base` if there is none. One that outlived its owner is taken over as it is.
-    /// This is the only write that is allowed before every watch has listed.
+    /// Besides [`Kernel::complete`], this is the only write that is allowed before every watch has listed.
     pub async fn arm(&mut self, base: &Ruleset) -> Result<(), KernelError> {
         let base = base.clone();
         Ok(self.work(move |tables| tables.arm(&base)).await??)
@@ -122,6 +122,13 @@ impl Kernel {
     pub async fn advance(&mut self, want: &Desired, sync: InSync) -> Outcomes {
         let want = want.clone();
         self.work(move |tables| tables.advance(&want, sync)).await.unwrap_or_else(ended)
+    }
+
+    /// Reads every table, makes what is missing and changes what differs, and takes nothing away: for a node that acts on
+    /// what it knew before, since the API server does not answer.
+    pub async fn complete(&mut self, want: &Desired) -> Outcomes {
+        let want = want.clone();
+        self.work(move |tables| tables.complete(&want)).await.unwrap_or_else(ended)
     }
 
     /// The socket that owns our nftables table, to be passed on.

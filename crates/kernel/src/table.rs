@@ -8,6 +8,7 @@ use std::io;
 use isthmus_delta::{Delta, Outcome};
 use isthmus_model::ids::LinkName;
 
+use crate::converge::InSync;
 use crate::wire::{Request, Wire};
 
 /// Names of links by index, as of one moment.
@@ -60,9 +61,17 @@ impl<T: Table> Tracked<T> {
         Ok(())
     }
 
-    /// The steps from what is there to what is wanted.
-    pub(crate) fn diff(&self, wanted: &BTreeMap<T::Key, T::Value>) -> Delta<T::Key, T::Value> {
-        Delta::between(&self.actual, wanted)
+    /// The steps from what is there to what is wanted; without proof that all is known, those that take away are left out.
+    pub(crate) fn diff(
+        &self,
+        wanted: &BTreeMap<T::Key, T::Value>,
+        sync: Option<InSync>,
+    ) -> Delta<T::Key, T::Value> {
+        let mut delta = Delta::between(&self.actual, wanted);
+        if sync.is_none() {
+            delta.remove.clear();
+        }
+        delta
     }
 
     /// Takes away what the delta removes. What is absent already counts as done.

@@ -17,6 +17,7 @@ use isthmus_node_agent::cni;
 use isthmus_node_agent::conflist::Conflist;
 use isthmus_node_agent::dataplane_link::DataplaneLink;
 use isthmus_node_agent::engine::{Engine, Wiring};
+use isthmus_node_agent::memory::Memory;
 use isthmus_node_agent::metrics::Metrics;
 use isthmus_node_agent::node::Node;
 use isthmus_node_agent::objects::{ObjectStore, Watch};
@@ -80,10 +81,16 @@ impl TestNode {
             dataplane: DataplaneLink::start(self.path("dataplane.sock")),
             open_kernel: Box::new(move |nft| Kernel::open_in(&namespace, nft)),
             conflist: Some(Conflist::new(self.directory.path().into(), "/nonexistent".into())),
+            memory: Memory::open(self.path("intent"), &self.name.parse().expect("a node name")),
             report,
         });
         self.agent.spawn(engine.run());
         self.agent.spawn(async move { drop(cni::serve(listener, node).await) });
+    }
+
+    /// From now on the API server keeps silent: an agent that starts has listed nothing.
+    pub(crate) fn silence(&mut self) {
+        self.store = Arc::new(ObjectStore::default());
     }
 
     /// Ends the agent where it stands.

@@ -77,6 +77,42 @@ async fn a_restarted_agent_finds_its_pods_and_not_one_packet_is_lost_meanwhile()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_starts_while_the_api_server_is_silent_goes_on_with_what_the_node_knew() {
+    let Some(lab) = Lab::new("agent-memory") else { return };
+    let [mut one, two] = two_nodes(&lab);
+    one.know(cluster);
+    two.know(cluster);
+    let (a, b, c) = (lab.namespace("a"), lab.namespace("b"), lab.namespace("c"));
+    one.add("a", &a);
+    let addresses = two.add("b", &b);
+    within(SOON, || if one.path("intent").exists() { Ok(()) } else { Err("nothing is remembered yet") });
+
+    one.kill_agent().await;
+    one.silence();
+    // As after a restart of the node: but for pods' links, nothing of ours is there.
+    one.namespace.sh("for f in -4 -6; do ip $f route flush proto 73 table all; done");
+    one.start_agent();
+
+    let patient = Duration::from_secs(20);
+    within(patient, || match one.call("ADD", "c", Some(&c), CONFIG) {
+        (outcome, _) if outcome.exit_code == 0 => Ok(()),
+        (_, printed) => Err(printed),
+    });
+    for target in &addresses {
+        within(SOON, || a.ping(target).map_err(|error| error.to_string()));
+        c.ping(target).unwrap();
+    }
+    // What it does not know to be unwanted stays; the API server's word takes it away.
+    one.namespace.sh("ip route add blackhole 10.77.0.0/16 proto 73");
+    one.namespace.sh("ip route del blackhole 10.1.0.0/29");
+    let routes = || one.namespace.sh("ip route show proto 73");
+    within(SOON, || if routes().contains("10.1.0.0/29") { Ok(()) } else { Err(routes()) });
+    assert!(routes().contains("10.77.0.0/16"), "{}", routes());
+    one.know(cluster);
+    within(SOON, || if routes().contains("10.77.0.0/16") { Err(routes()) } else { Ok(()) });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_pod_leaves_nothing_and_deleting_again_is_fine() {
     let Some(lab) = Lab::new("agent-del") else { return };
     let [one, _two] = two_nodes(&lab);

@@ -100,6 +100,7 @@ fn traffic_comes_back_after_data_planes_are_killed() {
 #[test]
 fn traffic_flows_while_the_api_server_of_west_is_down_and_status_says_stale() {
     let Some(duo) = peered() else { return };
+    let node = pod(WEST, "three").node;
     let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
     let away = "/root/kube-apiserver.yaml";
     let flows = flows();
@@ -110,6 +111,15 @@ fn traffic_flows_while_the_api_server_of_west_is_down_and_status_says_stale() {
         within(Duration::from_secs(20), || match kubectl(WEST, &["version", "--request-timeout=2s"]) {
             Ok(_) => Err("the API server still answers".to_owned()),
             Err(_) => Ok(()),
+        });
+        // An agent that starts meanwhile goes on with what its node knew: it repairs what others break.
+        processes_killed(&node, "isthmus-agent").unwrap_or_else(|error| panic!("{error:#}"));
+        let routes = || on_node(&node, "ip route show proto 73 table main | sort", &[]);
+        let wanted = routes().expect("routes");
+        on_node(&node, "ip route flush proto 73 table main", &[]).expect("routes are deleted");
+        within(Duration::from_secs(50), || match routes() {
+            Ok(seen) if seen == wanted => Ok(()),
+            seen => Err(format!("routes are {seen:?}, wanted {wanted:?}")),
         });
         duo.condition(EAST, "Fresh", "False", Duration::from_secs(50))
     });
