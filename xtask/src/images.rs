@@ -191,6 +191,9 @@ fn single(name: &str, path: &str, program: &Path, starts: bool) -> (Image, Files
     (image, files)
 }
 
+/// protocols(5) of what Services speak.
+const PROTOCOLS: &str = "icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n";
+
 /// kube-proxy with nft and with iptables and all its match and target libraries: either mode works.
 fn kube_proxy(programs: &Programs, system: &SystemRoot) -> Result<(Image, Files)> {
     let mut files = Files::default();
@@ -204,6 +207,9 @@ fn kube_proxy(programs: &Programs, system: &SystemRoot) -> Result<(Image, Files)
         }
     }
     system.add_library_folder(&mut files, "/usr/lib/x86_64-linux-gnu/xtables")?;
+    // Without names of protocols nft lists numbers, and kube-proxy takes its own map elements for foreign ones at its next
+    // start.
+    files.text("/etc/protocols", PROTOCOLS);
     files.symlink("/usr/sbin/modprobe", "/usr/bin/kmod");
     files.folder("/run", 0o755);
     files.folder("/tmp", 0o1777);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use isthmus_e2e::{Capture, EAST, Flow, Tally, WEST, kubectl, on_node, peered, pod, within};
+use isthmus_e2e::{Capture, EAST, Flow, NODES, Tally, WEST, json, kubectl, on_node, peered, pod, within};
 
 /// Words that the pings' payload is filled with (`-p`, in hex: "caninecanary").
 const CANARY: &str = "caninecanary";
@@ -33,6 +33,14 @@ fn a_foreign_flush_of_nftables_loses_nothing_and_leaks_nothing() {
         .expect("kube-proxy starts anew");
     kubectl(EAST, &["-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=90s"])
         .expect("kube-proxy is back");
+    let api = json(EAST, &["-n", "default", "service", "kubernetes"]).expect("the Service of the API server");
+    let url = format!("https://{}/version", api["spec"]["clusterIP"].as_str().unwrap_or_default());
+    for node in NODES.into_iter().filter(|node| node.starts_with(EAST)) {
+        within(Duration::from_secs(30), || {
+            on_node(node, "curl -sk -m 3 -o /dev/null \"$1\"", &[&url])
+                .map_err(|error| format!("{url} from {node}: {error:#}"))
+        });
+    }
 }
 
 #[test]
