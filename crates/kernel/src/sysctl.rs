@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
+use std::sync::LazyLock;
 use std::{fs, io};
 
 use isthmus_delta::Outcome;
+use isthmus_model::ownership::HOST_PROC_SYS;
 
 /// Brings every setting to its value.
 pub(crate) fn apply(wanted: &BTreeMap<String, String>) -> Outcome<String> {
@@ -26,12 +28,22 @@ pub(crate) fn write(path: &str, value: &str) -> io::Result<bool> {
     if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path below /proc/sys"));
     }
-    let full = Path::new("/proc/sys").join(relative);
+    let full = root().join(relative);
     if same(&fs::read_to_string(&full)?, value) {
         return Ok(false);
     }
     fs::write(&full, value)?;
     Ok(true)
+}
+
+/// In an unprivileged container `/proc/sys` is read-only; the node's is mounted at another place then. Both show the
+/// settings of the calling thread's network namespace.
+fn root() -> &'static Path {
+    static ROOT: LazyLock<&Path> = LazyLock::new(|| {
+        let host = Path::new(HOST_PROC_SYS);
+        if host.join("net").is_dir() { host } else { Path::new("/proc/sys") }
+    });
+    *ROOT
 }
 
 /// The kernel separates the numbers of one setting by tabs.

@@ -55,6 +55,9 @@ pub const CNI_SOCKET: &str = "/run/isthmus/cni.sock";
 pub const DATAPLANE_SOCKET: &str = "/run/isthmus/dataplane.sock";
 /// Journal, keys and snapshots of a node.
 pub const STATE_DIR: &str = "/var/lib/isthmus";
+/// Where a container without privileges finds the node's `/proc/sys` writable: the volume of that path. Elsewhere it is
+/// `/proc/sys` itself.
+pub const HOST_PROC_SYS: &str = "/host/proc/sys";
 /// Namespace of Isthmus' own objects.
 pub const SYSTEM_NAMESPACE: &str = "isthmus-system";
 
