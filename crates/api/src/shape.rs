@@ -160,6 +160,11 @@ pub(crate) fn selector(schema: &mut Schema) {
     let expressions = &mut fields["matchExpressions"];
     expressions["maxItems"] = json!(64);
     expressions["x-kubernetes-list-type"] = json!("atomic");
+    expressions["items"]["x-kubernetes-validations"] = json!([{
+        "rule": "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0",
+        "message": "In and NotIn need values; Exists and DoesNotExist take none",
+        "reason": "FieldValueInvalid",
+    }]);
     let expression = &mut expressions["items"]["properties"];
     expression["key"]["maxLength"] = json!(317);
     expression["operator"]["enum"] = json!(["In", "NotIn", "Exists", "DoesNotExist"]);
