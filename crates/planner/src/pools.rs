@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which pools can be used, and what each pool's status says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use isthmus_api::condition::READY;
 use isthmus_api::v1alpha1::IPPoolStatus;
+use jiff::Timestamp;
+use kube::core::SelectorExt;
 
 use crate::blocks::Blocks;
 use crate::conditions::{self, Progress, is};
@@ -15,32 +17,63 @@ use crate::snapshot::{Pool, Problem, Snapshot};
 /// Each pool by name: usable, or why not.
 pub(crate) type Usable<'a> = BTreeMap<&'a str, Result<&'a Pool, Problem>>;
 
-/// Of two pools that overlap the older one stays in force: a new object never takes addresses that are in use.
+/// A pool whose blocks are in use stays in force, whatever comes later: of two that overlap the older one, and a new pool
+/// never takes addresses that are a node's, a Service's or a peer's.
 pub(crate) fn usable(snapshot: &Snapshot) -> Usable<'_> {
     let mut by_age: Vec<_> = snapshot.pools.iter().collect();
     by_age.sort_by_key(|(name, seen)| (seen.created, name.as_str()));
+    let in_use: BTreeSet<&str> =
+        snapshot.blocks.values().filter_map(|seen| Some(seen.value.as_ref().ok()?.pool.as_str())).collect();
     let mut taken: Vec<(&str, IpNet)> = Vec::new();
     let mut verdicts = Usable::new();
     for (name, seen) in by_age {
-        let verdict = match &seen.value {
-            Err(problem) => Err(problem.clone()),
-            Ok(pool) => match taken.iter().find(|(_, cidr)| overlap(cidr, &pool.cidr)) {
-                Some((other, cidr)) => Err(Problem {
-                    reason: "Overlap",
-                    message: format!(
-                        "{} overlaps {cidr} of IPPool {other}, which is older; delete one of the two",
-                        pool.cidr
-                    ),
-                }),
-                None => Ok(pool),
-            },
-        };
+        let verdict = seen.value.as_ref().map_err(Clone::clone).and_then(|pool| {
+            let conflict = older_pool(&taken, pool).or_else(|| {
+                let is_new = !in_use.contains(name.as_str());
+                is_new.then(|| occupied(snapshot, seen.created, pool)).flatten()
+            });
+            conflict.map_or(Ok(pool), Err)
+        });
         if let Ok(pool) = verdict {
             taken.push((name, pool.cidr));
         }
         verdicts.insert(name, verdict);
     }
     verdicts
+}
+
+fn older_pool(taken: &[(&str, IpNet)], pool: &Pool) -> Option<Problem> {
+    let (other, cidr) = taken.iter().find(|(_, cidr)| overlap(cidr, &pool.cidr))?;
+    let message =
+        format!("{} overlaps {cidr} of IPPool {other}, which is older; delete one of the two", pool.cidr);
+    Some(Problem { reason: "Overlap", message })
+}
+
+/// Whose addresses a new pool would take.
+fn occupied(snapshot: &Snapshot, created: Timestamp, pool: &Pool) -> Option<Problem> {
+    let cidr = &pool.cidr;
+    let apart = "use a range of its own";
+    for (name, node) in &snapshot.nodes {
+        if let Some(address) = node.addresses.iter().find(|address| cidr.contains(*address)) {
+            let message = format!("{cidr} holds {address}, the address of node {name}; {apart}");
+            return Some(Problem { reason: "HoldsNodeAddress", message });
+        }
+    }
+    if let Some(services) = snapshot.cluster.service_cidrs.iter().find(|services| overlap(services, cidr)) {
+        let message =
+            format!("{cidr} overlaps {services}, the addresses of this cluster's Services; {apart}");
+        return Some(Problem { reason: "OverlapsServices", message });
+    }
+    let older = snapshot.peerings.iter().filter(|(_, seen)| !seen.deleting && seen.created <= created);
+    for (name, seen) in older {
+        let in_force = seen.status.remote_cidrs.iter().filter_map(|text| text.parse::<IpNet>().ok());
+        if let Some(remote) = in_force.into_iter().find(|remote| overlap(remote, cidr)) {
+            let message =
+                format!("{cidr} overlaps {remote} of ClusterPeering {name}, which is older; {apart}");
+            return Some(Problem { reason: "OverlapsPeer", message });
+        }
+    }
+    None
 }
 
 /// Whether two networks share an address.
@@ -68,6 +101,10 @@ pub(crate) fn statuses(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &Blocks
                     is(READY, true, "Disabled", "addresses in use stay; no new ones are given out"),
                     Progress::Settled,
                 ),
+                None if !snapshot.nodes.values().any(|node| pool.nodes.matches(&node.labels)) => {
+                    let message = "spec.nodeSelector matches no node; label one, or change the selector";
+                    (is(READY, false, "NoNode", message), Progress::Stalled)
+                }
                 None => (is(READY, true, "InUse", ""), Progress::Settled),
             },
         };

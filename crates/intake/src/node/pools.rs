@@ -12,23 +12,72 @@ use kube::core::SelectorExt;
 use super::egress::selector;
 use super::{NodeObjects, Problem, accept};
 
+/// The operator's verdict, found again: of pools that overlap the oldest is in force, and one without blocks never takes
+/// addresses that are a node's or a peer's. A pool with blocks stays, whatever comes later.
 pub(super) fn pools(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {
-    for (name, object) in &objects.pools {
+    let mut by_age: Vec<_> = objects.pools.iter().collect();
+    by_age.sort_by_key(|(name, object)| {
+        (object.metadata.creation_timestamp.as_ref().map(|time| time.0), name.as_str())
+    });
+    for (name, object) in by_age {
         let label = || format!("IPPool/{name}");
         let Some(pool) = accept(pool(object, objects, intent), label, problems) else { continue };
+        let in_use = objects.blocks.values().any(|block| block.spec.pool == *name);
+        let free = if in_use { Ok(()) } else { unoccupied(&pool.cidr, objects, intent) };
+        if accept(free, label, problems).is_none() {
+            continue;
+        }
         let Some(name) = accept(name.parse::<PoolName>(), label, problems) else { continue };
+        leave_out_addresses(&pool.cidr, intent, problems);
         intent.pools.insert(name, pool);
+    }
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+fn unoccupied(cidr: &IpNet, objects: &NodeObjects, intent: &NodeIntent) -> Result<(), String> {
+    // An unreachable route under the pool would cut the nodes off from each other.
+    let mut addresses = intent.nodes.values().flat_map(|node| &node.addresses);
+    if let Some(address) = addresses.find(|address| cidr.contains(*address)) {
+        return Err(format!(
+            "{cidr} holds the address {address} of a node; use a range apart from the nodes' network"
+        ));
+    }
+    let in_force = objects.peerings.iter().flat_map(|(name, peering)| {
+        let texts = peering.status.iter().flat_map(|status| &status.remote_cidrs);
+        texts.filter_map(move |text| Some((name, text.parse::<IpNet>().ok()?)))
+    });
+    match in_force.into_iter().find(|(_, remote)| overlap(remote, cidr)) {
+        Some((name, remote)) => {
+            Err(format!("{cidr} overlaps {remote} of ClusterPeering {name}; use other addresses"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A node that comes with an address out of a pool in use does not end the pool; it is not reached at that address.
+fn leave_out_addresses(cidr: &IpNet, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {
+    for (name, node) in &mut intent.nodes {
+        let (inside, apart) = node.addresses.iter().partition(|address| cidr.contains(*address));
+        node.addresses = apart;
+        let inside: Vec<IpAddr> = inside;
+        problems.extend(inside.iter().map(|address| Problem {
+            object: format!("Node/{name}"),
+            message: format!(
+                "its address {address} lies in the pool {cidr}, which is in use; give it another one"
+            ),
+        }));
     }
 }
 
 fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<Pool, String> {
     let cidr = cidr(&object.spec.cidr)?;
-    // An unreachable route under the pool would cut the nodes off from each other.
-    let within: Option<&IpAddr> =
-        intent.nodes.values().flat_map(|node| &node.addresses).find(|address| cidr.contains(*address));
-    if let Some(address) = within {
+    if let Some((other, of)) = intent.pools.iter().find(|(_, pool)| overlap(&pool.cidr, &cidr)) {
         return Err(format!(
-            "{cidr} holds the address {address} of a node; use a range apart from the nodes' network"
+            "{cidr} overlaps {} of IPPool {other}, which is older; delete one of the two",
+            of.cidr
         ));
     }
     let encapsulation = match object.spec.encapsulation {

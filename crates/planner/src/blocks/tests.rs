@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::collections::BTreeMap;
 
-use isthmus_api::v1alpha1::{BlockUsage, NodeNetworkStatus};
+use isthmus_api::v1alpha1::{BlockUsage, ClusterPeeringStatus, NodeNetworkStatus};
+use jiff::Timestamp;
 use kube::core::Selector;
 use proptest::prelude::*;
 
 use super::*;
 use crate::pools;
-use crate::snapshot::{Node, Problem, Seen};
-use crate::testing::seen;
+use crate::snapshot::{Node, Peering, Problem, Seen};
+use crate::testing::{seen, seen_with};
 
 fn pool(cidr: &str, block_prefix: u8) -> Pool {
     Pool { cidr: cidr.parse().unwrap(), block_prefix, nodes: Selector::default(), disabled: false }
@@ -118,6 +119,56 @@ fn of_two_overlapping_pools_the_younger_gives_nothing_and_says_why() {
     let problem = pools::usable(&snapshot).remove("new").unwrap().unwrap_err();
     assert_eq!(problem.reason, "Overlap");
     assert!(problem.message.contains("IPPool old"), "{}", problem.message);
+}
+
+/// A node's address in 10.1.0.0/16, Services in 10.3.0.0/16, a peer's pods in 10.2.0.0/16 since second 5.
+fn occupied(pools: &[(&str, Pool)]) -> Snapshot {
+    let mut snapshot = cluster(&["a"], pools);
+    snapshot.nodes.get_mut("a").unwrap().addresses = vec!["10.1.0.9".parse().unwrap()];
+    snapshot.cluster.service_cidrs = vec!["10.3.0.0/16".parse().unwrap()];
+    let status = ClusterPeeringStatus { remote_cidrs: vec!["10.2.0.0/16".into()], ..Default::default() };
+    let wish = Err(Problem { reason: "X", message: String::new() });
+    let mut peering: Seen<Peering, _> = seen_with(wish, status);
+    peering.created = Timestamp::from_second(5).unwrap();
+    snapshot.peerings.insert("west".to_owned(), peering);
+    for seen in snapshot.pools.values_mut() {
+        seen.created = Timestamp::from_second(9).unwrap();
+    }
+    snapshot
+}
+
+#[test]
+fn a_new_pool_never_takes_addresses_of_a_node_a_service_or_a_peer() {
+    for (cidr, reason, named) in [
+        ("10.1.0.0/16", "HoldsNodeAddress", "node a"),
+        ("10.2.4.0/24", "OverlapsPeer", "ClusterPeering west"),
+        ("10.3.0.0/24", "OverlapsServices", "10.3.0.0/16"),
+    ] {
+        let snapshot = occupied(&[("new", pool(cidr, 26))]);
+        assert!(assigned(&snapshot).held.is_empty(), "{cidr}");
+        let problem = pools::usable(&snapshot).remove("new").unwrap().unwrap_err();
+        assert_eq!(problem.reason, reason);
+        assert!(problem.message.contains(named), "{}", problem.message);
+    }
+}
+
+#[test]
+fn a_pool_in_use_stays_in_force_when_a_node_comes_with_one_of_its_addresses() {
+    let mut snapshot = applied(cluster(&["a"], &[("v4", pool("10.1.0.0/16", 26))]));
+    snapshot.nodes.get_mut("a").unwrap().addresses = vec!["10.1.0.9".parse().unwrap()];
+    assert!(pools::usable(&snapshot)["v4"].is_ok());
+    assert_eq!(names(&assigned(&snapshot)), [("v4-10-1-0-0-26", "a")]);
+}
+
+#[test]
+fn a_pool_whose_selector_matches_no_node_says_so() {
+    let mut picky = pool("10.1.0.0/16", 26);
+    picky.nodes = Selector::from_iter([("name".to_owned(), "z".to_owned())]);
+    let plan = crate::plan(&cluster(&["a"], &[("v4", picky)]));
+    let status = &plan.statuses[&ObjectKey::cluster(Kind::IpPool, "v4")];
+    let ready = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
+    assert_eq!((&ready["status"], &ready["reason"]), (&"False".into(), &"NoNode".into()));
+    assert!(ready["message"].as_str().unwrap().contains("label one"), "{ready}");
 }
 
 #[test]
