@@ -79,6 +79,8 @@ pub struct Block {
 pub struct Peer {
     /// Its pods' addresses that are in force.
     pub remote_cidrs: BTreeSet<IpNet>,
+    /// Its pods' addresses that were in force and are refused: nothing leaves for them.
+    pub closed_cidrs: BTreeSet<IpNet>,
     /// Its gateways by name.
     pub gateways: BTreeMap<String, RemoteGateway>,
     /// Nodes of this cluster that carry the tunnels.
@@ -154,6 +156,11 @@ impl NodeIntent {
 }
 
 impl Peer {
+    /// Its pods' addresses, in force or closed: traffic for them leaves by a tunnel or not at all.
+    pub(crate) fn all_cidrs(&self) -> impl Iterator<Item = &IpNet> {
+        self.remote_cidrs.union(&self.closed_cidrs)
+    }
+
     /// Whether the node that is compiled for carries this peering's tunnels.
     pub(crate) fn is_gateway(&self, intent: &NodeIntent) -> bool {
         self.local_gateways.iter().any(|name| intent.is_self(name))

@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use isthmus_model::nft::{Chain, ChainKind, Hook, Match, Rule, Ruleset, Set, Statement};
 use isthmus_model::ownership::{
-    MARK_MASK, POD_LINK_PREFIX, PROBE_PORT, TUNNEL_LINK_PREFIX, VXLAN_PORT, WIREGUARD_PORT, mesh_address,
+    EGRESS_MARK_FIRST, MARK_MASK, POD_LINK_PREFIX, PROBE_PORT, TUNNEL_LINK_PREFIX, VXLAN_PORT,
+    WIREGUARD_PORT, mesh_address,
 };
 
 use crate::egress;
@@ -34,7 +35,7 @@ pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
     let mut ruleset = Ruleset::default();
     pod_sources(facts, &mut ruleset);
     let pools = || intent.pools.values().map(|pool| pool.cidr);
-    let remote = || intent.peers.values().flat_map(|peer| peer.remote_cidrs.iter().copied());
+    let remote = || intent.peers.values().flat_map(|peer| peer.all_cidrs().copied());
     let nat = intent
         .own_blocks()
         .filter(|(_, block)| intent.pools.get(&block.pool).is_some_and(|pool| pool.nat_outgoing));
@@ -53,7 +54,7 @@ pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
         // After the destination of service addresses was translated (-100), before the routing decision.
         ("egress", Hook::Prerouting, -90, ChainKind::Filter, egress_marks(intent)),
         ("mss", Hook::Forward, -150, ChainKind::Filter, mss()),
-        ("sealed", Hook::Postrouting, -150, ChainKind::Filter, sealed()),
+        ("sealed", Hook::Postrouting, -150, ChainKind::Filter, sealed(intent)),
         // Before kube-proxy's source translation (100): the first that translates a flow decides.
         ("source", Hook::Postrouting, 90, ChainKind::Nat, source(intent)),
     ];
@@ -136,8 +137,9 @@ fn transit() -> Vec<Rule> {
 }
 
 /// What is meant for a peer leaves by a tunnel, or goes to a node that has one: also when somebody has deleted every route
-/// of ours and only the default route is left.
-fn sealed() -> Vec<Rule> {
+/// of ours and only the default route is left. What an egress policy marked goes to a node, too, while its rule and table
+/// are exchanged for another gateway's.
+fn sealed(intent: &NodeIntent) -> Vec<Rule> {
     let mut rules = Vec::new();
     for v6 in [false, true] {
         let matches = [
@@ -147,6 +149,15 @@ fn sealed() -> Vec<Rule> {
             Match::NextHop { v6, set: named(NODES, v6), negate: true },
         ];
         rules.push(rule(matches, Statement::Drop, "to a peer, but not by a tunnel"));
+        if !intent.egress.is_empty() {
+            let matches = [
+                Match::Family { v6 },
+                Match::Mark { value: EGRESS_MARK_FIRST, mask: EGRESS_MARK_FIRST },
+                Match::Source { v6, set: named(OWN_BLOCKS, v6), negate: false },
+                Match::NextHop { v6, set: named(NODES, v6), negate: true },
+            ];
+            rules.push(rule(matches, Statement::Drop, "under an egress policy, but not to its gateway"));
+        }
     }
     rules
 }

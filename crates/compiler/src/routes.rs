@@ -89,8 +89,9 @@ fn pools(intent: &NodeIntent, desired: &mut Desired) {
 }
 
 fn peer_routes(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired, name: &PeerName, peer: &Peer) {
+    let fallbacks = peer.all_cidrs().map(|cidr| (main_table(*cidr, FALLBACK_METRIC), unreachable()));
+    desired.routes.extend(fallbacks);
     for cidr in &peer.remote_cidrs {
-        desired.routes.insert(main_table(*cidr, FALLBACK_METRIC), unreachable());
         let (hops, mtu) = if peer.is_gateway(intent) {
             through_tunnels(intent, facts, name, peer)
         } else {

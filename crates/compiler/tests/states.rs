@@ -83,6 +83,7 @@ fn with_peer(mut intent: NodeIntent, local_gateways: &[&str]) -> NodeIntent {
     };
     let peer = Peer {
         remote_cidrs: [net("10.2.0.0/16"), net("fd00:2::/64")].into(),
+        closed_cidrs: BTreeSet::new(),
         gateways: [("g0".to_owned(), gateway(0)), ("g1".to_owned(), gateway(1))].into(),
         local_gateways: local_gateways.iter().map(|name| name.parse().unwrap()).collect(),
     };
@@ -157,6 +158,21 @@ fn a_tunnel_that_is_down_carries_nothing_while_another_is_up_and_all_carry_while
     assert_eq!(hops(&desired), [devices[1].clone()].into());
     assert_eq!(route_to(&desired, "10.2.0.0/16").mtu, Some(1380), "as measured");
     assert_eq!(desired.dataplane.probes.len(), 2, "the other one is probed on");
+}
+
+#[test]
+fn closed_addresses_of_a_peer_are_unreachable_and_sealed() {
+    let mut intent = with_peer(cluster("n1"), &["n1"]);
+    let west = intent.peers.values_mut().next().unwrap();
+    west.closed_cidrs = std::mem::take(&mut west.remote_cidrs);
+    let desired = compile(&intent, &facts_of_n1());
+    let to_west: Vec<_> =
+        desired.routes.iter().filter(|(key, _)| key.destination == net("10.2.0.0/16")).collect();
+    assert_eq!(to_west.len(), 1, "{to_west:?}");
+    assert_eq!(to_west[0].1.kind, RouteKind::Unreachable);
+    assert!(
+        matches!(&desired.nft.sets["remote_v4"], Set::PrefixesV4(nets) if nets.contains(&net("10.2.0.0/16")))
+    );
 }
 
 #[test]

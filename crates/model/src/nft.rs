@@ -106,6 +106,8 @@ pub enum Match {
     DestinationPort(u16),
     /// First SYN of a TCP connection: SYN set, RST clear.
     TcpSyn,
+    /// The bits of the packet mark in the mask have this value.
+    Mark { value: u32, mask: u32 },
     /// The next router of the packet's route, or its destination where the route has none of the family, is (not) in a
     /// prefix set of the family (`rt ip nexthop`). After the routing decision only.
     NextHop { v6: bool, set: String, negate: bool },

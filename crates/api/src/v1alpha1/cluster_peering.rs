@@ -78,6 +78,11 @@ pub struct ClusterPeeringStatus {
     #[serde(default, rename = "remoteCIDRs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::atomic(256, shape::text(43)))]
     pub remote_cidrs: Vec<String>,
+    /// Pod CIDRs of the peer that were in force and are refused now, though still granted: nothing leaves for them, by no
+    /// other way either, until they are in force again, no longer granted, or the peering is deleted.
+    #[serde(default, rename = "closedCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(256, shape::text(43)))]
+    pub closed_cidrs: Vec<String>,
     /// The peer's gateways.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::map(256, "name"))]

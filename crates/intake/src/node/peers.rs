@@ -32,6 +32,11 @@ fn peer(object: &ClusterPeering, intent: &NodeIntent, problem: &mut dyn FnMut(St
             Err(message) => problem(message),
         }
     }
+    for cidr in status.closed_cidrs.iter().filter_map(|text| cidr(text).ok()) {
+        if apart(&cidr, intent).is_ok() {
+            peer.closed_cidrs.insert(cidr);
+        }
+    }
     for remote in &status.remote_gateways {
         match gateway(remote, &peer) {
             Ok(gateway) => {
@@ -55,7 +60,17 @@ fn remote_cidr(
     if !granted.into_iter().any(|grant| grant.contains(&cidr)) {
         return Err(format!("{cidr} is not granted; add it to spec.allowedCIDRs"));
     }
-    let overlaps = |other: &IpNet| other.contains(&cidr) || cidr.contains(other);
+    apart(&cidr, intent)?;
+    let overlaps = |other: &&IpNet| other.contains(&cidr) || cidr.contains(*other);
+    match peer.remote_cidrs.iter().find(overlaps) {
+        Some(other) => Err(format!("{cidr} overlaps {other} of the same peering")),
+        None => Ok(cidr),
+    }
+}
+
+/// Whether a peer's CIDR is apart from our pools, our nodes and what other peerings have; else with what it collides.
+fn apart(cidr: &IpNet, intent: &NodeIntent) -> Result<(), String> {
+    let overlaps = |other: &IpNet| other.contains(cidr) || cidr.contains(other);
     if let Some((pool, of)) = intent.pools.iter().find(|(_, pool)| overlaps(&pool.cidr)) {
         return Err(format!("{cidr} overlaps the IPPool {pool} ({}) of this cluster", of.cidr));
     }
@@ -65,12 +80,9 @@ fn remote_cidr(
         return Err(format!("{cidr} overlaps {net} of the peering {name}"));
     }
     let nodes = intent.nodes.values().flat_map(|node| &node.addresses);
-    if let Some(address) = nodes.into_iter().find(|address| cidr.contains(*address)) {
-        return Err(format!("{cidr} holds the address {address} of a node of this cluster"));
-    }
-    match peer.remote_cidrs.iter().find(|other| overlaps(other)) {
-        Some(other) => Err(format!("{cidr} overlaps {other} of the same peering")),
-        None => Ok(cidr),
+    match nodes.into_iter().find(|address| cidr.contains(*address)) {
+        Some(address) => Err(format!("{cidr} holds the address {address} of a node of this cluster")),
+        None => Ok(()),
     }
 }
 

@@ -76,6 +76,60 @@ fn a_pool_that_holds_a_nodes_address_is_left_out() {
 }
 
 #[test]
+fn a_node_that_comes_with_an_address_of_a_pool_in_use_ends_nothing_but_that_address() {
+    let mut objects = objects();
+    let listed = ["10.1.0.9", "172.18.0.3"]
+        .map(|address| NodeAddress { type_: "InternalIP".into(), address: address.into() });
+    let status = NodeStatus { addresses: Some(listed.into()), ..Default::default() };
+    objects.nodes.insert("n2".into(), Node { status: Some(status), ..Default::default() });
+    let (intent, problems) = intake_of(&objects);
+    assert_eq!((intent.pools.len(), intent.own_blocks().count()), (1, 1));
+    let addresses = &intent.nodes[&"n2".parse().unwrap()].addresses;
+    assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.18.0.3"]);
+    assert_eq!(problems[0].object, "Node/n2");
+    assert!(problems[0].message.contains("10.1.0.9 lies in the pool 10.1.0.0/16"), "{problems:?}");
+}
+
+#[test]
+fn of_pools_that_overlap_the_oldest_is_in_force_here_as_well() {
+    let mut objects = objects();
+    let aged = |cidr: &str, second: i64| {
+        let mut pool = pool(cidr);
+        let time = k8s_openapi::jiff::Timestamp::from_second(second).unwrap();
+        pool.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time));
+        pool
+    };
+    objects.pools.insert("pods".into(), aged("10.1.0.0/16", 5));
+    objects.pools.insert("a-late-one".into(), aged("10.1.128.0/17", 9));
+    let (intent, problems) = intake_of(&objects);
+    assert_eq!(intent.pools.keys().map(ToString::to_string).collect::<Vec<_>>(), ["pods"]);
+    assert_eq!(problems[0].object, "IPPool/a-late-one");
+    assert!(problems[0].message.contains("IPPool pods, which is older"), "{problems:?}");
+}
+
+#[test]
+fn a_new_pool_over_a_peers_addresses_does_not_end_the_peering() {
+    let mut objects = objects();
+    objects.peerings.insert("west".into(), peering(&["10.2.0.0/16"], &["10.2.0.0/16"], "10.2.0.0"));
+    objects.pools.insert("new".into(), pool("10.2.0.0/17"));
+    let (intent, problems) = intake_of(&objects);
+    assert_eq!(intent.peers[&"west".parse().unwrap()].remote_cidrs.len(), 1);
+    assert_eq!(intent.pools.len(), 1);
+    assert!(problems[0].message.contains("of ClusterPeering west"), "{problems:?}");
+}
+
+#[test]
+fn closed_addresses_are_known_unless_they_are_ours() {
+    let mut objects = objects();
+    let mut object = peering(&["10.0.0.0/8"], &[], "10.2.0.0");
+    object.status.as_mut().unwrap().closed_cidrs = vec!["10.2.0.0/16".into(), "10.1.0.0/20".into()];
+    objects.peerings.insert("west".into(), object);
+    let peer = &intake_of(&objects).0.peers[&"west".parse().unwrap()];
+    assert_eq!(peer.closed_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.2.0.0/16"]);
+    assert!(peer.remote_cidrs.is_empty());
+}
+
+#[test]
 fn a_peer_gets_routes_only_for_what_is_granted_and_ours_is_never_its() {
     for (announced, why) in [
         ("10.3.0.0/16", "is not granted"),

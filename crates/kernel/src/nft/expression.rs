@@ -74,6 +74,11 @@ impl Program {
                 self.mask(1, &[TCP_SYN | TCP_RST], &[0]);
                 self.compare(CMP_EQ, &[TCP_SYN]);
             }
+            Match::Mark { value, mask } => {
+                self.load_meta(META_MARK, R1);
+                self.mask(4, &mask.to_ne_bytes(), &[0; 4]);
+                self.compare(CMP_EQ, &value.to_ne_bytes());
+            }
             Match::NextHop { v6, set, negate } => self.next_hop_in_set(*v6, set, *negate),
             Match::LocalDestination { negate } => self.local_destination(*negate),
         }

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The status of a ClusterPeering.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use isthmus_api::condition::{READY, Wanted};
 use isthmus_api::v1alpha1::{
     ClusterPeeringStatus, GatewayPort, NodeNetworkStatus, Refusal, RemoteGateway, TunnelStatus,
 };
-use isthmus_mesh::record::{Gateway, PublicKey};
+use isthmus_mesh::record::{Announcement, Gateway, PublicKey, Record};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Judged, without_namespace};
 use crate::conditions::{self, Progress, is, unknown};
+use crate::gateways::GATEWAY_LABEL;
 use crate::plan::{Event, Kind, ObjectKey, Plan};
-use crate::snapshot::{PeerView, Snapshot};
+use crate::snapshot::{PeerView, Peering, Seen, Snapshot};
 
 const CONNECTED: &str = "Connected";
 const FRESH: &str = "Fresh";
@@ -23,6 +25,8 @@ const TUNNELS_UP: &str = "TunnelsUp";
 pub(crate) const SILENCE: SignedDuration = SignedDuration::from_secs(10);
 /// Refusals that a status names.
 const REFUSALS: usize = 16;
+/// Closed CIDRs that a status holds.
+const CLOSED: usize = 256;
 /// Refusals that a condition's message names.
 const REFUSALS_IN_MESSAGE: usize = 3;
 
@@ -58,7 +62,7 @@ fn status(
         connected(view, seen.value.as_ref().is_ok_and(|peering| !peering.endpoints.is_empty())),
         fresh(snapshot.now, view, &seen.status, plan),
         accepted(judged, view, &refused),
-        tunnels_up(up, tunnels.len()),
+        tunnels_up(up, tunnels.len(), gateways),
     ];
     let (ready, progress) = ready(judged, view, &parts, up);
     let wanted: Vec<Wanted> = std::iter::once(ready).chain(parts).collect();
@@ -80,12 +84,39 @@ fn status(
             seen.value.as_ref().ok().map(|peering| peering.identity.as_str()),
         ),
         remote_cidrs: cidrs,
+        closed_cidrs: closed(judged, view, seen).iter().map(ToString::to_string).collect(),
         remote_gateways: judged.accepted.gateways.values().map(|one| remote_gateway(snapshot, one)).collect(),
         local_gateways: if judged.problem.is_some() { Vec::new() } else { gateways.to_vec() },
         tunnels: (!tunnels.is_empty()).then(|| format!("{up}/{}", tunnels.len())),
         last_heard: last_heard(snapshot.now, view).or_else(|| seen.status.last_heard.clone()),
         refused: refused.into_iter().take(REFUSALS).collect(),
     }
+}
+
+/// What was in force and is refused now, as far as it is granted and the peer did not take it back: its traffic must not fall
+/// to the default route because of a conflict.
+fn closed(judged: &Judged, view: &PeerView, seen: &Seen<Peering, ClusterPeeringStatus>) -> BTreeSet<IpNet> {
+    let was = seen.status.remote_cidrs.iter().chain(&seen.status.closed_cidrs);
+    let granted = |cidr: &IpNet| match &seen.value {
+        Ok(peering) => peering.allowed_cidrs.iter().any(|grant| grant.contains(cidr)),
+        Err(_) => true,
+    };
+    let taken_back = |cidr: &IpNet| {
+        judged.problem.is_none()
+            && view.announcement.as_deref().is_some_and(|all| !announced_cidrs(all).any(|one| one == cidr))
+    };
+    was.filter_map(|cidr| cidr.parse().ok())
+        .filter(|cidr| !judged.accepted.cidrs.contains(cidr) && granted(cidr) && !taken_back(cidr))
+        .take(CLOSED)
+        .collect()
+}
+
+fn announced_cidrs(announcement: &Announcement) -> impl Iterator<Item = &IpNet> {
+    let clusters = announcement.values().filter_map(|record| match record {
+        Record::Cluster(cluster) => Some(cluster),
+        _ => None,
+    });
+    clusters.flat_map(|cluster| &cluster.pod_cidrs)
 }
 
 /// The identity counts as proved once a stream was up; it stays proved while the pin is the same.
@@ -208,7 +239,13 @@ fn bounded(text: &str, most: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 
-fn tunnels_up(up: usize, all: usize) -> Wanted {
+fn tunnels_up(up: usize, all: usize, gateways: &[String]) -> Wanted {
+    if gateways.is_empty() {
+        let way_out = format!(
+            "no node of this cluster can be a gateway; make a node Ready, or label one {GATEWAY_LABEL}=true"
+        );
+        return is(TUNNELS_UP, false, "NoGatewayNode", way_out);
+    }
     match (up, all) {
         (_, 0) => is(TUNNELS_UP, false, "NoTunnels", "the gateway nodes have made no tunnel yet"),
         (0, _) => is(TUNNELS_UP, false, "AllDown", "no probe comes back through any tunnel"),

@@ -236,6 +236,45 @@ fn after_a_restart_the_status_stands_for_the_peer_within_the_grant_of_today() {
 }
 
 #[test]
+fn what_was_in_force_stays_closed_while_it_is_refused_and_no_longer() {
+    let mut snapshot = east(&[("west", peering('f', &["10.2.0.0/16"]))]);
+    let plan_with = |snapshot: &mut Snapshot| {
+        let plan = crate::plan(snapshot);
+        let kept = serde_json::from_value(status(&plan, "west").clone()).unwrap();
+        snapshot.peerings.get_mut("west").unwrap().status = kept;
+        let field = |name: &str| status(&plan, "west").get(name).cloned();
+        (field("remoteCIDRs"), field("closedCIDRs"))
+    };
+    let cidrs = Some(serde_json::json!(["10.2.0.0/16"]));
+    hear(&mut snapshot, "west", 999, announced("west", &["10.2.0.0/16"], &[]));
+    assert_eq!(plan_with(&mut snapshot), (cidrs.clone(), None));
+    // It takes our cluster ID: all of its words are refused.
+    hear(&mut snapshot, "west", 999, announced("east", &["10.2.0.0/16"], &[]));
+    assert_eq!(plan_with(&mut snapshot), (None, cidrs.clone()));
+    // Not heard since this process started: still closed.
+    snapshot.peers.clear();
+    assert_eq!(plan_with(&mut snapshot), (None, cidrs.clone()));
+    // It moves to other addresses: the old ones are not its any more.
+    hear(&mut snapshot, "west", 999, announced("east", &["10.4.0.0/16"], &[]));
+    assert_eq!(plan_with(&mut snapshot), (None, None));
+    hear(&mut snapshot, "west", 999, announced("west", &["10.2.0.0/16"], &[]));
+    assert_eq!(plan_with(&mut snapshot), (cidrs.clone(), None));
+    // It is no longer granted: whoever took the grant away meant it.
+    snapshot.peerings.get_mut("west").unwrap().value = Ok(peering('f', &["10.5.0.0/16"]));
+    assert_eq!(plan_with(&mut snapshot), (None, None));
+}
+
+#[test]
+fn without_a_node_that_can_be_a_gateway_the_condition_names_the_label() {
+    let mut snapshot = east(&[("west", peering('f', &["10.2.0.0/16"]))]);
+    snapshot.nodes.values_mut().for_each(|node| node.ready = false);
+    hear(&mut snapshot, "west", 999, announced("west", &["10.2.0.0/16"], &[]));
+    let (up, reason, message) = condition(&crate::plan(&snapshot), "west", "TunnelsUp");
+    assert_eq!((up.as_str(), reason.as_str()), ("False", "NoGatewayNode"));
+    assert!(message.contains("isthmus.dev/gateway=true"), "{message}");
+}
+
+#[test]
 fn planning_again_with_the_planned_status_changes_no_time() {
     let mut snapshot = east(&[("west", peering('f', &["10.2.0.0/16"]))]);
     hear(&mut snapshot, "west", 999, announced("west", &["10.2.0.0/16"], &[]));
