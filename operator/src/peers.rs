@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use isthmus_mesh::identity::RootKey;
 use isthmus_mesh::invitation::Token;
-use isthmus_mesh::link::{
-    self, Admission, Credentials, DialTarget, LinkError, Peer, PeerEvent, PeerEventKind, ServeLimits,
-};
 use isthmus_mesh::record::Announcement;
 use isthmus_mesh::wire::{RefusedReason, Timings};
+use isthmus_mesh_link::{
+    Admission, Credentials, DialTarget, LinkError, Peer, PeerEvent, PeerEventKind, ServeLimits,
+};
 use isthmus_model::ids::{ClusterId, ClusterIdentity};
 use isthmus_planner::{LinkFailure, PeerView, Peering};
 use jiff::{SignedDuration, Timestamp};
@@ -185,7 +185,12 @@ impl Peers {
         match TcpListener::bind(self.address).await {
             Ok(listener) => {
                 let events = self.events.0.clone();
-                let serving = link::serve(listener, Arc::clone(credentials), events, ServeLimits::default());
+                let serving = isthmus_mesh_link::serve(
+                    listener,
+                    Arc::clone(credentials),
+                    events,
+                    ServeLimits::default(),
+                );
                 self.server = Some(tokio::spawn(serving).abort_handle());
             }
             // The former leader on this node may not be gone yet; the next wish tries again.
@@ -216,8 +221,13 @@ impl Peers {
         let target =
             DialTarget { endpoints: endpoints.clone(), token: token.clone(), timings: Timings::default() };
         let random = || getrandom::u64().unwrap_or_default();
-        let dialing =
-            link::dial(target, contact.peer.clone(), Arc::clone(credentials), self.events.0.clone(), random);
+        let dialing = isthmus_mesh_link::dial(
+            target,
+            contact.peer.clone(),
+            Arc::clone(credentials),
+            self.events.0.clone(),
+            random,
+        );
         contact.dial = Some((endpoints, token, tokio::spawn(dialing).abort_handle()));
     }
 

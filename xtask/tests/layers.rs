@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("isthmus-wg-kernel", &[]),
     ("isthmus-api", &["isthmus-model"]),
     ("isthmus-mesh", &["isthmus-model"]),
+    ("isthmus-mesh-link", &["isthmus-mesh", "isthmus-model"]),
     ("isthmus-wg", &["isthmus-model"]),
     ("isthmus-compiler", &["isthmus-model"]),
     (
@@ -33,6 +34,7 @@ const IMPURE: &[&str] =
 const PURE: &[&str] = &[
     "isthmus-model",
     "isthmus-delta",
+    "isthmus-mesh",
     "isthmus-wg",
     "isthmus-compiler",
     "isthmus-intake",

@@ -144,12 +144,12 @@ impl fmt::Debug for RootKey {
 }
 
 /// The identity that a SubjectPublicKeyInfo (DER) stands for.
-pub(crate) fn identity_of(spki_der: &[u8]) -> ClusterIdentity {
+pub fn identity_of(spki_der: &[u8]) -> ClusterIdentity {
     hex::encode(Sha256::digest(spki_der)).parse().expect("the hex of a SHA-256 is an identity")
 }
 
 /// The DNS name in a cluster's leaf certificates: the identity in two labels, since one holds 63 characters at most.
-pub(crate) fn identity_name(identity: &ClusterIdentity) -> String {
+pub fn identity_name(identity: &ClusterIdentity) -> String {
     let (first, second) = identity.as_str().split_at(32);
     format!("{first}.{second}.isthmus.internal")
 }

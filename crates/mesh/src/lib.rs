@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What two clusters tell each other, and the channel it travels through.
+//! What two clusters tell each other, and what each of them may say.
 //!
 //! ```text
-//!  Kubernetes --> Announcement --> [wire] --frames--> [link] ==mutual TLS==> peer
-//!                                  Session             tls + tokio
-//!  peer ==> [link] --frames--> [wire] --> Announcement --> [grant] --> Accepted + Refusals --> plan
+//!  Kubernetes --> Announcement --> [wire] --frames--> (isthmus-mesh-link) ==mutual TLS==> peer
+//!                                  Session
+//!  peer ==> frames --> [wire] --> Announcement --> [grant] --> Accepted + Refusals --> plan
 //! ```
 //!
-//! `record`, `grant`, `invitation` and `wire` are pure: time and randomness come as arguments. `identity` and
-//! `tls` prove who speaks; only `link` touches sockets, clock and tasks.
+//! Pure: time and randomness come as arguments, but for the keys that `identity` and `invitation` make.
 
 pub mod grant;
 pub mod identity;
 pub mod invitation;
-pub mod link;
 pub mod record;
-pub mod tls;
 pub mod wire;

@@ -14,8 +14,8 @@ use isthmus_api::v1alpha1::{
 use isthmus_api_tests::{ADMIN, ApiServer};
 use isthmus_mesh::identity::RootKey;
 use isthmus_mesh::invitation::Token;
-use isthmus_mesh::link::{Credentials, DialTarget, LinkError, Peer, PeerEventKind, dial};
 use isthmus_mesh::wire::Timings;
+use isthmus_mesh_link::{Credentials, DialTarget, LinkError, Peer, PeerEventKind, dial};
 use isthmus_testkit::within_async;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use isthmus_model::ids::ClusterIdentity;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
-use super::LinkError;
-use crate::record::Announcement;
-use crate::wire::Memory;
+use crate::LinkError;
+use isthmus_mesh::record::Announcement;
+use isthmus_mesh::wire::Memory;
 
 /// A peer as it is remembered from one connection to the next. Clones are the same peer.
 ///

@@ -5,9 +5,9 @@ use isthmus_model::ids::{ClusterId, ClusterIdentity};
 use jiff::{SignedDuration, Timestamp};
 use rustls::{ClientConfig, ServerConfig};
 
-use super::LinkError;
-use crate::identity::{Leaf, RootKey};
+use crate::LinkError;
 use crate::tls;
+use isthmus_mesh::identity::{Leaf, RootKey};
 
 /// A leaf this close to its end is replaced before it is used again.
 const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(12);

@@ -16,8 +16,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer as _, Validity, X509Certificate};
 
-use crate::identity::{CLOCK_SKEW, identity_of};
 use crate::tls::server_name;
+use isthmus_mesh::identity::{CLOCK_SKEW, identity_of};
 
 /// Bytes of one certificate; ours have about 600.
 const CERTIFICATE_BYTES_MAX: usize = 4096;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The channel between two clusters' operators: TCP, mutual TLS, and the conversation of [`crate::wire`].
+//! The channel between two clusters' operators: TCP, mutual TLS, and the conversation of [`isthmus_mesh::wire`].
 //!
 //! ```text
 //!             serve() accepts --+                       +--> PeerEvent (mpsc) --> operator
@@ -8,7 +8,7 @@
 //!   again with backoff ---------+
 //! ```
 //!
-//! The only part of the crate with sockets, clock and tasks. Who is let in is the operator's decision: the server
+//! What is said, and what a peer may say, is `isthmus-mesh`, without sockets, clock and tasks. Who is let in is the operator's decision: the server
 //! asks it with [`PeerEventKind::Arrived`] and, for a stranger with a token, [`PeerEventKind::Redeem`].
 
 mod credentials;
@@ -16,6 +16,7 @@ mod dial;
 mod peer;
 mod serve;
 mod stream;
+pub mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,12 +26,12 @@ use std::time::Duration;
 use isthmus_model::ids::{ClusterId, ClusterIdentity};
 use tokio::sync::oneshot;
 
-use crate::grant::Refusal;
-use crate::identity::IdentityError;
-use crate::invitation::Token;
-use crate::record::Announcement;
 use crate::tls::NotProven;
-use crate::wire::{ProtocolError, RefusedReason};
+use isthmus_mesh::grant::Refusal;
+use isthmus_mesh::identity::IdentityError;
+use isthmus_mesh::invitation::Token;
+use isthmus_mesh::record::Announcement;
+use isthmus_mesh::wire::{ProtocolError, RefusedReason};
 
 pub use credentials::Credentials;
 pub use dial::{DialTarget, dial};

@@ -13,15 +13,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::peer::{Direction, NoTurn};
-use super::stream::{Conversation, Frames, tell};
-use super::{
+use crate::peer::{Direction, NoTurn};
+use crate::stream::{Conversation, Frames, tell};
+use crate::tls;
+use crate::{
     ADMISSION_TIMEOUT, Admission, Credentials, HANDSHAKE_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind,
     Redemption,
 };
-use crate::invitation::Token;
-use crate::tls;
-use crate::wire::{Message, ProtocolError, Rate, RefusedReason, Timings};
+use isthmus_mesh::invitation::Token;
+use isthmus_mesh::wire::{Message, ProtocolError, Rate, RefusedReason, Timings};
 
 /// What a server lets happen at once.
 #[derive(Clone, Copy, Debug)]

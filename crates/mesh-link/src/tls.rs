@@ -14,7 +14,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
 
-use crate::identity::{Leaf, identity_name};
+use isthmus_mesh::identity::{Leaf, identity_name};
 use verify::{AnyCluster, PinnedCluster};
 
 pub use verify::NotProven;

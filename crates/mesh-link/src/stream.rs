@@ -8,10 +8,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::peer::Turn;
-use super::{ADMISSION_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind};
-use crate::record::Announcement;
-use crate::wire::{ByeReason, Decoder, Event, Message, ProtocolError, Session, Timings, encode};
+use crate::peer::Turn;
+use crate::{ADMISSION_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind};
+use isthmus_mesh::record::Announcement;
+use isthmus_mesh::wire::{ByeReason, Decoder, Event, Message, ProtocolError, Session, Timings, encode};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;

@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::peer::{Direction, NoTurn};
-use super::stream::{Conversation, Frames, tell};
-use super::{Credentials, HANDSHAKE_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind};
-use crate::invitation::Token;
+use crate::peer::{Direction, NoTurn};
+use crate::stream::{Conversation, Frames, tell};
 use crate::tls::{self, NotProven};
-use crate::wire::{Message, ProtocolError, RefusedReason, Timings};
+use crate::{Credentials, HANDSHAKE_TIMEOUT, LinkError, Peer, PeerEvent, PeerEventKind};
+use isthmus_mesh::invitation::Token;
+use isthmus_mesh::wire::{Message, ProtocolError, RefusedReason, Timings};
 
 /// How long a TCP connection to one endpoint may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who is let in.
 
-use isthmus_mesh::link::{LinkError, PeerEventKind};
 use isthmus_mesh::wire::RefusedReason;
+use isthmus_mesh_link::{LinkError, PeerEventKind};
 
 use crate::lab::TestCluster;
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use isthmus_mesh::identity::RootKey;
 use isthmus_mesh::invitation::{Token, TokenHash};
-use isthmus_mesh::link::{
-    Admission, Credentials, DialTarget, Peer, PeerEvent, PeerEventKind, Redemption, ServeLimits, dial, serve,
-};
 use isthmus_mesh::record::{
     Announcement, Cluster, Export, ExportKind, Record, SessionAffinity, announcement,
 };
-use isthmus_mesh::tls;
 use isthmus_mesh::wire::{Decoder, Message, RefusedReason, Timings, encode};
+use isthmus_mesh_link::tls;
+use isthmus_mesh_link::{
+    Admission, Credentials, DialTarget, Peer, PeerEvent, PeerEventKind, Redemption, ServeLimits, dial, serve,
+};
 use isthmus_model::ids::ClusterIdentity;
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

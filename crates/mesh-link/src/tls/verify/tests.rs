@@ -3,7 +3,7 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::crypto::ring;
 
 use super::*;
-use crate::identity::{LEAF_VALIDITY, Leaf, RootKey};
+use isthmus_mesh::identity::{LEAF_VALIDITY, Leaf, RootKey};
 
 fn noon() -> Timestamp {
     "2026-07-01T12:00:00Z".parse().unwrap()

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use isthmus_mesh::identity::RootKey;
-use isthmus_mesh::link::{LinkError, PeerEventKind, ServeLimits};
 use isthmus_mesh::record::{AddressFamily, Endpoint, Endpoints, Record, announcement};
 use isthmus_mesh::wire::{ByeReason, Hello, Message, Rate, Versions};
+use isthmus_mesh_link::{LinkError, PeerEventKind, ServeLimits};
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -119,12 +119,12 @@ async fn a_client_of_another_protocol_is_not_served() {
     let mut east = TestCluster::new("east");
     let address = east.serve().await;
     let leaf = root.issue_leaf(Timestamp::now()).unwrap();
-    let config = isthmus_mesh::tls::client_config(&leaf, &east.identity()).unwrap();
+    let config = isthmus_mesh_link::tls::client_config(&leaf, &east.identity()).unwrap();
     let mut config = Arc::unwrap_or_clone(config);
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = TcpStream::connect(address).await.unwrap();
-    let name = isthmus_mesh::tls::server_name(&east.identity());
+    let name = isthmus_mesh_link::tls::server_name(&east.identity());
     assert!(connector.connect(name, stream).await.is_err());
 }
 
