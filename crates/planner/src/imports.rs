@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use isthmus_api::condition::READY;
+use isthmus_api::condition::{READY, Wanted};
 use isthmus_api::mcs::{
     EndpointSliceObjects, ImportCluster, ImportPort, ImportType, ServiceImport, ServiceImportSpec,
     ServiceImportStatus,
@@ -17,6 +17,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::conditions::{self, is};
+use crate::corefile;
 use crate::merge::Merged;
 use crate::plan::{Kind, ObjectKey, Plan};
 use crate::services::{Services, Slice, derived_name, short_hash};
@@ -30,6 +31,8 @@ pub const MANAGER: &str = "isthmus-operator";
 pub const SLICE_MANAGER: &str = "mirror.isthmus.dev";
 /// Label of a mirrored slice: the cluster that its endpoints are in (KEP-1645).
 pub const SOURCE_CLUSTER: &str = "multicluster.kubernetes.io/source-cluster";
+/// Condition of an import whose name CoreDNS does not serve; not there where it does.
+const NAME_SERVED: &str = "NameServed";
 const SERVICE_NAME: &str = "multicluster.kubernetes.io/service-name";
 const DERIVED_SERVICE: &str = "multicluster.kubernetes.io/derived-service";
 /// No exporter sets labels or annotations under these prefixes in our cluster: others trust them.
@@ -94,9 +97,21 @@ fn plan_import(
             .map(|cluster| ImportCluster { cluster: cluster.to_owned() })
             .collect(),
         endpoint_slice_objects: Some(EndpointSliceObjects::Present),
-        conditions: conditions::exactly(&seen.status.conditions, &[ready], seen.generation, snapshot.now),
+        conditions: conditions::exactly(
+            &seen.status.conditions,
+            &std::iter::once(ready).chain(unnamed(snapshot)).collect::<Vec<_>>(),
+            seen.generation,
+            snapshot.now,
+        ),
     };
     plan.status(ObjectKey::of(&import), &status);
+}
+
+/// That no name of the clusterset is served here, where CoreDNS' configuration is one that we cannot extend.
+fn unnamed(snapshot: &Snapshot) -> Option<Wanted> {
+    let problem = corefile::with_clusterset(&snapshot.corefile.as_ref()?.text).err()?;
+    let message = format!("ConfigMap kube-system/coredns: {}", problem.message);
+    Some(is(NAME_SERVED, false, problem.reason, message))
 }
 
 /// The virtual addresses that reach backends, in the order of the service's families.

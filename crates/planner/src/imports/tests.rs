@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::snapshot::{
-    Derived, ExportWish, Import, LocalService, LocalSlice, Mirrored, PeerView, Peering, Seen,
+    Corefile, Derived, ExportWish, Import, LocalService, LocalSlice, Mirrored, PeerView, Peering, Seen,
 };
 use crate::testing::{seen, seen_with};
 
@@ -207,6 +207,21 @@ fn an_endpoint_that_is_not_ready_stays_listed_as_such() {
     west_says(&mut snapshot, records);
     let (_, plan) = settled(snapshot);
     assert_eq!(of_kind(&plan, Kind::EndpointSlice)[0]["endpoints"][0]["conditions"]["ready"], false);
+}
+
+#[test]
+fn an_import_that_no_dns_serves_says_so_with_the_way_out() {
+    let mut snapshot = east();
+    west_says(&mut snapshot, west_exports_web());
+    let text = ".:53 {\n  forward . 8.8.8.8\n}\n".to_owned();
+    snapshot.corefile = Some(Corefile { text, version: "1".to_owned() });
+    let plan = settled(snapshot).1;
+    let status = &plan.statuses[&ObjectKey::namespaced(Kind::ServiceImport, "shop", "web")];
+    let conditions = status["conditions"].as_array().unwrap();
+    let served = conditions.iter().find(|condition| condition["type"] == "NameServed").unwrap();
+    assert_eq!((&served["status"], &served["reason"]), (&"False".into(), &"NoKubernetesBlock".into()));
+    let message = served["message"].as_str().unwrap();
+    assert!(message.contains("kube-system/coredns") && message.contains("clusterset.local"), "{message}");
 }
 
 #[test]
