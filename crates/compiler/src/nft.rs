@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use isthmus_model::nft::{Chain, ChainKind, Hook, Match, Rule, Ruleset, Set, Statement};
 use isthmus_model::ownership::{
-    EGRESS_MARK_FIRST, MARK_MASK, POD_LINK_PREFIX, PROBE_PORT, TUNNEL_LINK_PREFIX, VXLAN_PORT,
-    WIREGUARD_PORT, mesh_address,
+    EGRESS_MARK_FIRST, MARK_MASK, POD_LINK_PREFIX, TUNNEL_LINK_PREFIX, VXLAN_PORT, WIREGUARD_PORT,
+    WIREGUARD_PORTS, mesh_address,
 };
 
 use crate::egress;
@@ -98,14 +98,17 @@ fn guard() -> Vec<Rule> {
         rules.push(rule([from_pods(), Match::Family { v6 }, forged], Statement::Drop, comment));
     }
     for v6 in [false, true] {
-        for (port, what) in [(WIREGUARD_PORT, "tunnels"), (PROBE_PORT, "probes"), (VXLAN_PORT, "VXLAN")] {
+        // Where the kernel encrypts, each tunnel has a port of its own; that of the probes lies among them.
+        let wireguard = (WIREGUARD_PORT, WIREGUARD_PORT + WIREGUARD_PORTS - 1);
+        for ((first, last), what) in [(wireguard, "tunnels and probes"), ((VXLAN_PORT, VXLAN_PORT), "VXLAN")]
+        {
             let to_nodes = Match::Destination { v6, set: named(NODES, v6), negate: false };
             let matches = [
                 from_pods(),
                 Match::Family { v6 },
                 to_nodes,
                 Match::Protocol(UDP),
-                Match::DestinationPort(port),
+                Match::DestinationPorts(first, last),
             ];
             rules.push(rule(matches, Statement::Drop, &format!("pods do not speak the nodes' {what}")));
         }

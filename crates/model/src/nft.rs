@@ -102,8 +102,8 @@ pub enum Match {
     LinkSource { v6: bool, set: String, negate: bool },
     /// Transport protocol (6 TCP, 17 UDP, 58 ICMPv6).
     Protocol(u8),
-    /// Destination port of TCP or UDP; give the protocol first.
-    DestinationPort(u16),
+    /// Destination port of TCP or UDP, first to last; give the protocol first.
+    DestinationPorts(u16, u16),
     /// First SYN of a TCP connection: SYN set, RST clear.
     TcpSyn,
     /// The bits of the packet mark in the mask have this value.

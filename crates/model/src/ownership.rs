@@ -71,6 +71,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_probes_port_lies_among_those_of_the_tunnels() {
+        let tunnels = WIREGUARD_PORT..WIREGUARD_PORT + WIREGUARD_PORTS;
+        assert!(tunnels.contains(&PROBE_PORT), "pods would not be kept off it by the same rule");
+    }
+
+    #[test]
     fn no_other_link_of_ours_is_taken_for_a_pods() {
         for name in [VXLAN_LINK, TUNNEL_LINK_PREFIX] {
             assert!(!name.starts_with(POD_LINK_PREFIX), "{name} begins with {POD_LINK_PREFIX}");

@@ -23,6 +23,8 @@ const BASE_TRANSPORT: u32 = 2;
 
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
+const CMP_LTE: u32 = 3;
+const CMP_GTE: u32 = 5;
 
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
@@ -65,9 +67,14 @@ impl Program {
                 self.load_meta(META_L4PROTO, R1);
                 self.compare(CMP_EQ, &[*protocol]);
             }
-            Match::DestinationPort(port) => {
+            Match::DestinationPorts(first, last) => {
                 self.load_payload(BASE_TRANSPORT, 2, 2, R1);
-                self.compare(CMP_EQ, &port.to_be_bytes());
+                if first == last {
+                    self.compare(CMP_EQ, &first.to_be_bytes());
+                } else {
+                    self.compare(CMP_GTE, &first.to_be_bytes());
+                    self.compare(CMP_LTE, &last.to_be_bytes());
+                }
             }
             Match::TcpSyn => {
                 self.load_payload(BASE_TRANSPORT, 13, 1, R1);
