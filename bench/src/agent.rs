@@ -17,7 +17,7 @@ use isthmus_node_agent::metrics::Metrics;
 use isthmus_node_agent::node::Node;
 use isthmus_node_agent::objects::{ObjectStore, Watch};
 use k8s_openapi::api::core::v1::{Node as ApiNode, NodeAddress, NodeStatus};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// This node's name and address.
 const NODE: &str = "n1";
@@ -41,6 +41,7 @@ async fn serve(directory: &Path, dual_stack: bool) -> Result<()> {
     let (node, advances) = Node::new(store.clone(), links, ledger, Arc::new(Metrics::new()));
     let listener = cni::listen(&directory.join(CNI_SOCKET))?;
     let (report, _reports) = watch::channel(None);
+    let (notices, _notices) = mpsc::unbounded_channel();
     let engine = Engine::new(Wiring {
         name: NODE.parse()?,
         node: node.clone(),
@@ -50,6 +51,7 @@ async fn serve(directory: &Path, dual_stack: bool) -> Result<()> {
         conflist: None,
         memory: Memory::open(directory.join("intent"), &NODE.parse()?),
         report,
+        notices,
     });
     store.change(|objects| know(objects, dual_stack));
     Watch::ALL.into_iter().for_each(|watch| store.listed(watch));

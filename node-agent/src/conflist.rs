@@ -2,25 +2,34 @@
 //! The network configuration that tells the container runtime of us. It appears only once ADD can work.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
+/// Name of the network: calls for another are refused.
+pub const NETWORK: &str = "isthmus";
 /// File name: before those of others, since runtimes take the first.
 pub const FILE_NAME: &str = "05-isthmus.conflist";
+
+/// Where an edit of the file is kept. Runtimes read what ends in .conf, .conflist or .json: this ends in none of them.
+const EDITED_NAME: &str = ".05-isthmus.conflist.edited";
 
 /// What [`Conflist::ensure`] found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ensured {
     /// It was as it shall be.
     Kept,
-    /// It was not there.
+    /// It was not there, or we had written it for other plugins than are installed now.
     Written,
-    /// It was there, but different: edited by hand, or of another version.
+    /// It was there, but not of our making: edited by hand, or of another version. What it held is kept.
     Restored,
 }
 
@@ -48,6 +57,10 @@ const NEWEST: &str = "1.1.0";
 /// The version of a list with a plugin that knows no STATUS: an older portmap answers it with an error, and the
 /// runtime would take the whole network for broken.
 const WITHOUT_STATUS: &str = "1.0.0";
+/// A plugin that has not said its versions by then counts as one that knows no STATUS.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// More than any plugin has to say about its versions.
+const ANSWER_MAX_BYTES: usize = 64 << 10;
 
 impl Conflist {
     /// A configuration in `directory`, of plugins in `plugins`.
@@ -55,11 +68,23 @@ impl Conflist {
         Self { directory, plugins, portmap: Arc::default() }
     }
 
-    /// Brings the file to what it shall be, atomically.
+    /// The configuration.
+    pub fn file(&self) -> PathBuf {
+        self.directory.join(FILE_NAME)
+    }
+
+    /// What the configuration held before it was restored the last time.
+    pub fn edited(&self) -> PathBuf {
+        self.directory.join(EDITED_NAME)
+    }
+
+    /// Brings the file to what it shall be, atomically. It may wait for a plugin's answer.
+    ///
+    /// # Errors
+    /// The directory cannot be written: then the file stays as it was.
     pub fn ensure(&self) -> io::Result<Ensured> {
-        let wanted = self.content();
-        let path = self.directory.join(FILE_NAME);
-        let found = match fs::read(&path) {
+        let wanted = content(self.portmap_version());
+        let found = match fs::read(self.file()) {
             Ok(found) => Some(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
@@ -67,20 +92,12 @@ impl Conflist {
         if found.as_deref() == Some(wanted.as_bytes()) {
             return Ok(Ensured::Kept);
         }
-        write_atomically(&path, wanted.as_bytes(), 0o600)?;
-        Ok(if found.is_some() { Ensured::Restored } else { Ensured::Written })
-    }
-
-    fn content(&self) -> String {
-        let mut plugins = vec![json!({ "type": "isthmus-cni" })];
-        let portmap = self.portmap_version();
-        if portmap.is_some() {
-            plugins
-                .push(json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }));
+        let edited = found.filter(|found| !is_ours(found));
+        if let Some(edited) = &edited {
+            write_atomically(&self.edited(), edited, 0o600)?;
         }
-        let version = portmap.unwrap_or(NEWEST);
-        let list: Value = json!({ "cniVersion": version, "name": "isthmus", "plugins": plugins });
-        format!("{list:#}\n")
+        write_atomically(&self.file(), wanted.as_bytes(), 0o600)?;
+        Ok(if edited.is_some() { Ensured::Restored } else { Ensured::Written })
     }
 
     /// The version that a list with the installed portmap plugin can have; none without the plugin.
@@ -92,14 +109,30 @@ impl Conflist {
         if let Some(asked) = known.filter(|asked| asked.file == file) {
             return Some(asked.version);
         }
-        let version = if speaks(&path, NEWEST) { NEWEST } else { WITHOUT_STATUS };
+        let version = if speaks(&path, NEWEST, ANSWER_WITHIN) { NEWEST } else { WITHOUT_STATUS };
         *known = Some(Asked { file, version });
         Some(version)
     }
 }
 
-/// Whether a plugin names the version among those it supports (CNI specification, VERSION).
-fn speaks(plugin: &Path, version: &str) -> bool {
+/// The list with our plugin, and with portmap where it is installed and speaks a version.
+fn content(portmap: Option<&str>) -> String {
+    let mut plugins = vec![json!({ "type": "isthmus-cni" })];
+    if portmap.is_some() {
+        plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }));
+    }
+    let version = portmap.unwrap_or(NEWEST);
+    let list: Value = json!({ "cniVersion": version, "name": NETWORK, "plugins": plugins });
+    format!("{list:#}\n")
+}
+
+/// Whether we wrote this, though perhaps for other plugins than are installed now.
+fn is_ours(found: &[u8]) -> bool {
+    [None, Some(NEWEST), Some(WITHOUT_STATUS)].map(content).iter().any(|ours| ours.as_bytes() == found)
+}
+
+/// Whether a plugin names the version among those it supports (CNI specification, VERSION), `patience` long.
+fn speaks(plugin: &Path, version: &str, patience: Duration) -> bool {
     let asked = Command::new(plugin)
         .env_clear()
         .env("CNI_COMMAND", "VERSION")
@@ -108,12 +141,39 @@ fn speaks(plugin: &Path, version: &str) -> bool {
         .stderr(Stdio::null())
         .spawn();
     let Ok(mut child) = asked else { return false };
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(json!({ "cniVersion": version }).to_string().as_bytes());
-    }
-    let Ok(output) = child.wait_with_output() else { return false };
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let answer = ask(&mut child, version, Instant::now() + patience);
+    // It has said all that it is asked for, or had its time.
+    let _ = child.kill();
+    let _ = child.wait();
+    let answer: Value = answer.and_then(|answer| serde_json::from_slice(&answer).ok()).unwrap_or_default();
     answer["supportedVersions"].as_array().is_some_and(|all| all.iter().any(|one| one == version))
+}
+
+/// Tells a plugin the version and takes its answer, if it is complete by the deadline.
+fn ask(plugin: &mut Child, version: &str, deadline: Instant) -> Option<Vec<u8>> {
+    // Less than a pipe holds: this waits for nobody. A plugin may answer without having read it.
+    let _ = plugin.stdin.take()?.write_all(json!({ "cniVersion": version }).to_string().as_bytes());
+    let mut stdout = plugin.stdout.take()?;
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    while answer.len() <= ANSWER_MAX_BYTES && readable(&stdout, deadline) {
+        match stdout.read(&mut part).ok()? {
+            0 => return Some(answer),
+            length => answer.extend_from_slice(&part[..length]),
+        }
+    }
+    None
+}
+
+/// Waits for output or its end.
+fn readable(stdout: &ChildStdout, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], left) {
+            Err(Errno::EINTR) => {}
+            ready => return ready.is_ok_and(|ready| ready > 0),
+        }
+    }
 }
 
 /// Writes a file so that readers see the old content or the new, also after a crash.
@@ -145,20 +205,64 @@ mod tests {
         let conflist = conflist(directory.path());
         assert_eq!(conflist.ensure().unwrap(), Ensured::Written);
         assert_eq!(conflist.ensure().unwrap(), Ensured::Kept);
-        fs::write(directory.path().join(FILE_NAME), "{").unwrap();
-        assert_eq!(conflist.ensure().unwrap(), Ensured::Restored);
-        let list: Value =
-            serde_json::from_slice(&fs::read(directory.path().join(FILE_NAME)).unwrap()).unwrap();
-        assert_eq!(list["plugins"][0]["type"], "isthmus-cni");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else lies about");
+        fs::write(conflist.file(), "{").unwrap();
+        assert_eq!(conflist.ensure().unwrap(), Ensured::Restored);
+        let list: Value = serde_json::from_slice(&fs::read(conflist.file()).unwrap()).unwrap();
+        assert_eq!(list["plugins"][0]["type"], "isthmus-cni");
+    }
+
+    #[test]
+    fn an_edit_is_kept_in_a_file_that_no_runtime_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let conflist = conflist(directory.path());
+        conflist.ensure().unwrap();
+        let edit = fs::read_to_string(conflist.file()).unwrap().replace("isthmus-cni", "tuning");
+        fs::write(conflist.file(), &edit).unwrap();
+        assert_eq!(conflist.ensure().unwrap(), Ensured::Restored);
+        assert_eq!(fs::read_to_string(conflist.edited()).unwrap(), edit);
+        let read = |name: &str| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
+        let names = fs::read_dir(directory.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|name| read(name)).collect::<Vec<_>>(), [FILE_NAME]);
+    }
+
+    #[test]
+    fn an_edit_that_cannot_be_kept_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let conflist = conflist(directory.path());
+        fs::create_dir(conflist.edited()).unwrap();
+        fs::write(conflist.file(), "{").unwrap();
+        assert!(conflist.ensure().is_err());
+        assert_eq!(fs::read_to_string(conflist.file()).unwrap(), "{");
+    }
+
+    #[test]
+    fn a_plugin_that_is_installed_later_is_no_edit() {
+        let directory = tempfile::tempdir().unwrap();
+        conflist(directory.path()).ensure().unwrap();
+        fs::write(directory.path().join("portmap"), "").unwrap();
+        assert_eq!(conflist(directory.path()).ensure().unwrap(), Ensured::Written);
+        assert!(!conflist(directory.path()).edited().exists());
+    }
+
+    #[test]
+    fn a_plugin_that_never_answers_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let plugin = directory.path().join("portmap");
+        write_atomically(&plugin, b"#!/bin/sh\nexec sleep 600\n", 0o755).unwrap();
+        let began = Instant::now();
+        assert!(!speaks(&plugin, NEWEST, Duration::from_millis(100)));
+        assert!(began.elapsed() < Duration::from_secs(30), "took {:?}", began.elapsed());
     }
 
     #[test]
     fn host_ports_are_mapped_where_the_portmap_plugin_is_installed() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(!conflist(directory.path()).content().contains("portmap"));
+        let content = || content(conflist(directory.path()).portmap_version());
+        assert!(!content().contains("portmap"));
         fs::write(directory.path().join("portmap"), "").unwrap();
-        assert!(conflist(directory.path()).content().contains("portMappings"));
+        assert!(content().contains("portMappings"));
     }
 
     #[test]
@@ -167,7 +271,8 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let script = format!("#!/bin/sh\necho '{{\"supportedVersions\": {supported}}}'\n");
             write_atomically(&directory.path().join("portmap"), script.as_bytes(), 0o755).unwrap();
-            let list: Value = serde_json::from_str(&conflist(directory.path()).content()).unwrap();
+            let version = conflist(directory.path()).portmap_version();
+            let list: Value = serde_json::from_str(&content(version)).unwrap();
             assert_eq!(list["cniVersion"], expected, "portmap speaks {supported}");
         }
     }

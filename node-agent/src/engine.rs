@@ -13,6 +13,7 @@ use isthmus_model::dataplane::{DataplaneConfig, Report};
 use isthmus_model::ids::{LinkName, NodeName};
 use isthmus_model::kernel::Desired;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::addresses::Attachment;
@@ -20,6 +21,7 @@ use crate::conflist::{Conflist, Ensured};
 use crate::dataplane_link::{DataplaneLink, Heard};
 use crate::memory::Memory;
 use crate::node::{Advance, Failures, Node};
+use crate::notices::Notice;
 use crate::status::{self, Report as NodeReport};
 use crate::underlay::uplinks;
 
@@ -30,6 +32,8 @@ const BETWEEN_CONVERGENCES: Duration = Duration::from_millis(200);
 /// Without any event.
 const CONVERGE_EVERY: Duration = Duration::from_secs(60);
 const RETRY_FAILED: Duration = Duration::from_secs(2);
+/// While the engine cannot act at all, and nothing that happens wakes it.
+const RETRY_BLOCKED: Duration = Duration::from_millis(500);
 /// How long a new agent says nothing of its node while API server and data plane have not told it enough.
 const LISTEN_FIRST: Duration = Duration::from_secs(15);
 /// How long a new agent waits for the API server before it acts on what the node knew before.
@@ -59,6 +63,8 @@ pub struct Wiring {
     pub memory: Memory,
     /// What is reported of the node.
     pub report: watch::Sender<Option<NodeReport>>,
+    /// What an administrator is told once.
+    pub notices: mpsc::UnboundedSender<Notice>,
 }
 
 /// The event loop's state.
@@ -67,18 +73,27 @@ pub struct Engine {
     kernel: Option<Kernel>,
     events: Option<Events>,
     intent: NodeIntent,
-    problems: Vec<Problem>,
+    /// What the intent does without; none before the objects were read once.
+    problems: Option<Vec<Problem>>,
     facts: NodeFacts,
     desired: Option<Desired>,
     configured: Option<DataplaneConfig>,
     armed: bool,
     /// The intent is what the node knew before: nothing may be taken away.
     from_memory: bool,
-    /// The memory could not be written the last time.
-    forgetful: bool,
+    /// What the API server told was kept on disk, or tried to be, since this agent started.
+    remembered: bool,
+    /// Why the memory could not be written the last time.
+    forgetful: Option<String>,
+    /// The configuration, being brought to what it shall be.
+    ensuring: Option<JoinHandle<std::io::Result<Ensured>>>,
+    /// Why that failed the last time.
+    unconfigured: Option<String>,
     objects_changed: bool,
     /// When the kernel is to be read and compared next.
     converge_at: Instant,
+    /// The clock alone does not wake an engine that could do nothing before this.
+    blocked_until: Instant,
     converged_at: Option<Instant>,
     started: Instant,
     failures: Failures,
@@ -95,15 +110,19 @@ impl Engine {
             kernel: None,
             events: None,
             intent: NodeIntent::nothing(),
-            problems: Vec::new(),
+            problems: None,
             facts: NodeFacts::default(),
             desired: None,
             configured: None,
             armed: false,
             from_memory: false,
-            forgetful: false,
+            remembered: false,
+            forgetful: None,
+            ensuring: None,
+            unconfigured: None,
             objects_changed: true,
             converge_at: Instant::now(),
+            blocked_until: Instant::now(),
             started: Instant::now(),
             converged_at: None,
             failures: Failures::default(),
@@ -124,7 +143,11 @@ impl Engine {
                 Some(heard) = self.wiring.dataplane.heard.recv() => self.hear(heard).await,
                 Ok(()) = objects.changed() => self.objects_changed = true,
                 change = next_change(&mut self.events) => self.kernel_changed(change),
-                () = sleep_until(self.converge_at), if self.kernel.is_some() => {}
+                () = sleep_until(self.converge_at.max(self.blocked_until)), if self.kernel.is_some() => {}
+                ensured = finished(&mut self.ensuring) => {
+                    self.conflist_ensured(ensured);
+                    continue;
+                }
                 _ = tick.tick() => self.tend().await,
             }
             // A call that waits may do so because of an object that came with it.
@@ -194,6 +217,10 @@ impl Engine {
     /// One turn: intent, facts, desired, kernel, data plane, report.
     async fn step(&mut self) -> Result<Failures, String> {
         let outcome = self.advance_or_converge().await;
+        if outcome.is_err() {
+            self.blocked_until = Instant::now() + RETRY_BLOCKED;
+        }
+        self.wiring.node.metrics.add("turns_total", 1.0);
         let ready = outcome.as_ref().err().cloned();
         self.wiring.node.set_blocked(ready);
         let readiness = self.wiring.node.readiness();
@@ -217,7 +244,7 @@ impl Engine {
         let due = self.converge_at <= Instant::now();
         if due {
             let node = self.wiring.node.clone();
-            let _ = tokio::task::spawn_blocking(move || restore_links(&node)).await;
+            let _ = spawn_blocking(move || restore_links(&node)).await;
             self.observe_underlay().await;
         }
         self.take_in_objects(sync);
@@ -232,6 +259,9 @@ impl Engine {
             self.apply(&desired, sync, due || self.desired.is_none()).await;
         }
         self.desired = Some(desired);
+        if sync.is_some() && !std::mem::replace(&mut self.remembered, true) {
+            self.keep_intent();
+        }
         Ok(self.failures.clone())
     }
 
@@ -307,10 +337,11 @@ impl Engine {
         if sync.is_some() && std::mem::take(&mut self.objects_changed) {
             let name = &self.wiring.name;
             let (intent, problems) = self.wiring.node.store.read(|objects| intake(name, objects));
-            for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            let known = |problem: &&Problem| self.problems.iter().flatten().any(|known| known == *problem);
+            for problem in problems.iter().filter(|problem| !known(problem)) {
                 tracing::warn!(%problem, "left out");
             }
-            (self.intent, self.problems) = (intent, problems);
+            (self.intent, self.problems) = (intent, Some(problems));
             self.set_blocks();
         }
         let mtu = status::pod_mtu(&self.intent, self.facts.uplink_mtu(self.intent.own_addresses()));
@@ -334,12 +365,9 @@ impl Engine {
         let usage = self.wiring.node.ledger().usage();
         let metrics = &self.wiring.node.metrics;
         metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
-        let mut failures = self.confirmed.clone();
-        if self.from_memory {
-            let how = "does not answer this agent; the node goes on with what it knew before";
-            failures.insert("the API server".to_owned(), how.to_owned());
-        }
-        let report = status::report(&self.intent, &self.facts, &usage, readiness, &failures);
+        let problems = self.problems.as_deref();
+        let report =
+            status::report(&self.intent, &self.facts, &usage, readiness, &self.told_failures(), problems);
         self.wiring.report.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&report);
             *current = Some(report);
@@ -347,16 +375,33 @@ impl Engine {
         });
     }
 
+    /// What is not as wanted: in the kernel, and around the agent.
+    fn told_failures(&self) -> BTreeMap<String, String> {
+        let mut failures = self.confirmed.clone();
+        if self.from_memory {
+            let how = "does not answer this agent; the node goes on with what it knew before";
+            failures.insert("the API server".to_owned(), how.to_owned());
+        }
+        if let Some(why) = &self.forgetful {
+            let file = self.wiring.memory.path().display();
+            let how = format!(
+                "cannot be written: {why}; make its disk writable, or an agent that starts without the API server does not know what is new since then"
+            );
+            failures.insert(format!("the file {file}"), how);
+        }
+        failures
+    }
+
     /// What nobody tells us of: a full disk, containers that vanished, an edited configuration.
     async fn tend(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(PROBE_JOURNAL_TICKS) {
             let node = self.wiring.node.clone();
-            let _ = tokio::task::spawn_blocking(move || node.ledger().probe_journal()).await;
+            let _ = spawn_blocking(move || node.ledger().probe_journal()).await;
         }
         if self.ticks.is_multiple_of(ORPHANS_TICKS) {
             let node = self.wiring.node.clone();
-            let _ = tokio::task::spawn_blocking(move || release_orphans(&node)).await;
+            let _ = spawn_blocking(move || release_orphans(&node)).await;
         }
         self.tend_conflist();
         self.tend_memory();
@@ -364,32 +409,47 @@ impl Engine {
 
     /// Not at each change: those of a minute's roll-out come in hundreds.
     fn tend_memory(&mut self) {
-        if self.wiring.node.store.in_sync().is_err() || self.desired.is_none() {
-            return;
+        if self.wiring.node.store.in_sync().is_ok() && self.desired.is_some() {
+            self.keep_intent();
         }
-        let written = self.wiring.memory.remember(&self.intent);
-        if let Err(error) = &written
-            && !self.forgetful
-        {
-            tracing::warn!(%error, "what the node knows cannot be kept for a start without the API server");
-        }
-        self.forgetful = written.is_err();
     }
 
-    fn tend_conflist(&self) {
-        let Some(conflist) = &self.wiring.conflist else { return };
-        if self.wiring.node.readiness().is_err() {
-            return;
+    fn keep_intent(&mut self) {
+        let failed = self.wiring.memory.remember(&self.intent).err().map(|error| error.to_string());
+        if let Some(error) = failed.as_ref().filter(|_| self.forgetful.is_none()) {
+            tracing::warn!(error, "what the node knows cannot be kept for a start without the API server");
         }
-        match conflist.ensure() {
+        self.forgetful = failed;
+    }
+
+    /// Beside the loop, since it may wait for a plugin.
+    fn tend_conflist(&mut self) {
+        let Some(conflist) = &self.wiring.conflist else { return };
+        if self.ensuring.is_none() && self.wiring.node.readiness().is_ok() {
+            let conflist = conflist.clone();
+            self.ensuring = Some(spawn_blocking(move || conflist.ensure()));
+        }
+    }
+
+    fn conflist_ensured(&mut self, ensured: std::io::Result<Ensured>) {
+        let Some(conflist) = &self.wiring.conflist else { return };
+        let (file, kept) = (conflist.file(), conflist.edited());
+        match &ensured {
             Ok(Ensured::Kept) => {}
             Ok(Ensured::Written) => tracing::info!("pods can be added: the CNI configuration is written"),
-            Ok(Ensured::Restored) => tracing::warn!(
-                "the CNI configuration {} was not as we write it and is restored; put additions into a file of their own",
-                crate::conflist::FILE_NAME
-            ),
-            Err(error) => tracing::error!(%error, "the CNI configuration cannot be written"),
+            Ok(Ensured::Restored) => self.notice(Notice::ConfigurationRestored { file, kept }),
+            Err(error) if self.unconfigured.as_ref() == Some(&error.to_string()) => {}
+            Err(error) => self.notice(Notice::ConfigurationNotWritten { file, why: error.to_string() }),
         }
+        if ensured.is_err() {
+            self.wiring.node.metrics.add("configuration_failures_total", 1.0);
+        }
+        self.unconfigured = ensured.err().map(|error| error.to_string());
+    }
+
+    fn notice(&self, notice: Notice) {
+        tracing::warn!("{notice}");
+        let _ = self.wiring.notices.send(notice);
     }
 }
 
@@ -421,6 +481,14 @@ fn release_orphans(node: &Node) {
         }
         Err(error) => tracing::warn!(%error, "pods' links cannot be listed"),
     }
+}
+
+/// What became of the configuration; never, while nobody looks after it.
+async fn finished(ensuring: &mut Option<JoinHandle<std::io::Result<Ensured>>>) -> std::io::Result<Ensured> {
+    let Some(task) = ensuring else { return std::future::pending().await };
+    let ensured = task.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    *ensuring = None;
+    ensured
 }
 
 /// The next change of the kernel; never, without a subscription.

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use isthmus_model::ids::NodeName;
-use isthmus_node_agent::{install, run};
-use tracing_subscriber::EnvFilter;
+use isthmus_node_agent::{install, logs, run};
 
 /// The Isthmus agent of a node.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
+    /// What is logged: a level, or levels by module.
+    #[arg(long, env = "ISTHMUS_LOG", default_value = "info", global = true)]
+    log: String,
     #[command(subcommand)]
     command: Command,
 }
@@ -55,9 +57,9 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Options::parse().command {
+    let options = Options::parse();
+    logs::start(&options.log)?;
+    match options.command {
         Command::Install { source, target } => install::install(&source, &target),
         Command::Run { node, state_dir, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics } => {
             let journal = state_dir.join("journal").join("addresses");

@@ -59,6 +59,11 @@ impl Memory {
         Self { path, stored }
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What the node acted on last.
     pub fn intent(&self) -> Option<&NodeIntent> {
         self.stored.as_ref()
@@ -117,6 +122,7 @@ mod tests {
         };
         let peer = Peer {
             remote_cidrs: ["10.2.0.0/16".parse().unwrap()].into(),
+            closed_cidrs: ["10.3.0.0/16".parse().unwrap()].into(),
             gateways: [("g".to_owned(), gateway)].into(),
             local_gateways: [name()].into(),
         };

@@ -38,6 +38,11 @@ impl Metrics {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value);
     }
 
+    /// A number as it is now; zero, if it was never counted.
+    pub fn get(&self, name: &str) -> f64 {
+        *self.values.lock().unwrap_or_else(PoisonError::into_inner).get(name).unwrap_or(&0.0)
+    }
+
     /// What `/readyz` says.
     pub fn set_readiness(&self, ready: Result<(), String>) {
         *self.readiness.lock().unwrap_or_else(PoisonError::into_inner) = ready.err();

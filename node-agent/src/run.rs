@@ -10,7 +10,7 @@ use isthmus_kernel::{Kernel, PodLinks};
 use isthmus_model::ids::NodeName;
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::addresses::Ledger;
 use crate::conflist::Conflist;
@@ -20,7 +20,7 @@ use crate::memory::Memory;
 use crate::metrics::{self, Metrics};
 use crate::node::Node;
 use crate::objects::ObjectStore;
-use crate::{cni, status, watches};
+use crate::{cni, notices, status, watches};
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -60,6 +60,7 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
     let listener = cni::listen(&places.cni_socket)
         .with_context(|| format!("cannot listen on {}", places.cni_socket.display()))?;
     let (report, reports) = watch::channel(None);
+    let (told, tells) = mpsc::unbounded_channel();
     let engine = Engine::new(Wiring {
         name: places.node.clone(),
         node: node.clone(),
@@ -69,7 +70,9 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
         conflist: Some(Conflist::new(places.cni_config, places.cni_plugins)),
         memory: Memory::open(places.memory, &places.node),
         report,
+        notices: told,
     });
+    tokio::spawn(notices::publish(client.clone(), places.node.clone(), tells));
     tokio::spawn(status::write(client, places.node, reports));
     tokio::spawn(async move {
         if let Err(error) = metrics::serve(metrics, places.metrics).await {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use isthmus_api::condition::{self, Wanted};
 use isthmus_api::v1alpha1::{BlockUsage, NodeNetwork, NodeNetworkStatus, TunnelStatus};
 use isthmus_compiler::{Encapsulation, NodeFacts, NodeIntent, own_tunnels, tunnel_probe, vxlan_mac};
+use isthmus_intake::node::Problem;
 use isthmus_model::ids::NodeName;
 use isthmus_model::ownership::{WIREGUARD_PORT, mesh_address};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -18,6 +19,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 const FIELD_MANAGER: &str = "isthmus-agent";
+/// The condition that says whether the node does without an object, or a part of one.
+const OBJECTS_ACCEPTED: &str = "ObjectsAccepted";
+const PROBLEMS_NAMED: usize = 3;
+const PROBLEM_MAX_CHARACTERS: usize = 320;
 /// VXLAN over IPv4 and IPv6 takes this much of the link's MTU.
 const VXLAN_OVERHEAD: u32 = 70;
 const URGENT_AFTER: Duration = Duration::from_millis(100);
@@ -30,12 +35,18 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub struct Report {
     status: NodeNetworkStatus,
     ready: Wanted,
+    accepted: Wanted,
 }
 
 impl Report {
     /// The status, without conditions.
     pub fn status(&self) -> &NodeNetworkStatus {
         &self.status
+    }
+
+    /// The conditions.
+    pub fn conditions(&self) -> [&Wanted; 2] {
+        [&self.ready, &self.accepted]
     }
 }
 
@@ -46,13 +57,14 @@ pub fn pod_mtu(intent: &NodeIntent, uplink_mtu: u32) -> u32 {
     if always { uplink_mtu.saturating_sub(VXLAN_OVERHEAD).max(1280) } else { uplink_mtu }
 }
 
-/// The node as it is.
+/// The node as it is. `problems` are what the intent does without; none, as long as the objects were not read.
 pub fn report(
     intent: &NodeIntent,
     facts: &NodeFacts,
     usage: &BTreeMap<IpNet, usize>,
     readiness: Result<(), String>,
     failures: &BTreeMap<String, String>,
+    problems: Option<&[Problem]>,
 ) -> Report {
     let endpoint =
         |address: &std::net::IpAddr| std::net::SocketAddr::new(*address, WIREGUARD_PORT).to_string();
@@ -69,7 +81,7 @@ pub fn report(
         tunnels: tunnels(intent, facts),
         ..NodeNetworkStatus::default()
     };
-    Report { status, ready: ready(readiness, failures) }
+    Report { status, ready: ready(readiness, failures), accepted: accepted(problems) }
 }
 
 fn ready(readiness: Result<(), String>, failures: &BTreeMap<String, String>) -> Wanted {
@@ -82,6 +94,33 @@ fn ready(readiness: Result<(), String>, failures: &BTreeMap<String, String>) -> 
         (Ok(()), None) => (Some(true), "AsWanted", "pods can be added; the kernel is as wanted".to_owned()),
     };
     Wanted { kind: condition::READY, status, reason, message }
+}
+
+fn accepted(problems: Option<&[Problem]>) -> Wanted {
+    let (status, reason, message) = match problems {
+        None => (None, "NotRead", "the API server has not told this agent all objects yet".to_owned()),
+        Some([]) => (Some(true), "AllAccepted", "nothing is left out".to_owned()),
+        Some(problems) => (Some(false), "LeftOut", left_out(problems)),
+    };
+    Wanted { kind: OBJECTS_ACCEPTED, status, reason, message }
+}
+
+/// The first problems in words, each cut so that all fit in 1024 characters, and how many there are besides.
+fn left_out(problems: &[Problem]) -> String {
+    let mut named: Vec<String> =
+        problems.iter().take(PROBLEMS_NAMED).map(|problem| cut(&problem.to_string())).collect();
+    let more = problems.len() - named.len();
+    if more > 0 {
+        named.push(format!("and {more} more, see the agent's log"));
+    }
+    named.join("; ")
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(PROBLEM_MAX_CHARACTERS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
 }
 
 fn tunnels(intent: &NodeIntent, facts: &NodeFacts) -> Vec<TunnelStatus> {
@@ -140,7 +179,9 @@ pub async fn write(client: Client, node: NodeName, mut reports: watch::Receiver<
             continue;
         }
         let now = Time(Timestamp::now());
-        condition::set(&mut conditions, &report.ready, None, &now);
+        for wanted in report.conditions() {
+            condition::set(&mut conditions, wanted, None, &now);
+        }
         match apply(&api, &node, &report, &conditions).await {
             Ok(()) => written = Some(report),
             Err(error) => {
@@ -202,10 +243,44 @@ mod tests {
     #[test]
     fn what_the_kernel_refused_is_named_in_the_condition() {
         let failures = BTreeMap::from([("route 10.2.0.0/16".to_owned(), "no such device".to_owned())]);
-        let report =
-            report(&NodeIntent::nothing(), &NodeFacts::default(), &BTreeMap::new(), Ok(()), &failures);
+        let (intent, facts) = (NodeIntent::nothing(), NodeFacts::default());
+        let report = report(&intent, &facts, &BTreeMap::new(), Ok(()), &failures, None);
         assert_eq!((report.ready.status, report.ready.reason), (Some(false), "KernelRefused"));
         assert!(report.ready.message.contains("route 10.2.0.0/16: no such device"));
+    }
+
+    fn problems(count: usize, length: usize) -> Vec<Problem> {
+        let problem = |number| Problem { object: format!("IPPool/p{number}"), message: "ß".repeat(length) };
+        (0..count).map(problem).collect()
+    }
+
+    #[test]
+    fn what_is_left_out_is_named_and_what_is_not_named_is_counted() {
+        let [none, one, five] = [0, 1, 5].map(|count| accepted(Some(&problems(count, 1))));
+        assert_eq!((none.status, none.reason), (Some(true), "AllAccepted"));
+        assert_eq!((one.status, one.reason), (Some(false), "LeftOut"));
+        assert_eq!(one.message, "IPPool/p0: ß");
+        assert!(
+            five.message.starts_with("IPPool/p0: ß; IPPool/p1: ß; IPPool/p2: ß; and 2 more"),
+            "{}",
+            five.message
+        );
+        assert_eq!(accepted(None).status, None, "nothing is known before the objects were read");
+    }
+
+    #[test]
+    fn many_long_problems_fit_in_a_bounded_message_that_still_counts_them() {
+        let message = accepted(Some(&problems(10_000, 1000))).message;
+        assert!(message.chars().count() <= 1024 && message.contains("and 9997 more"), "{message}");
+    }
+
+    #[test]
+    fn an_object_that_is_left_out_is_told_at_once() {
+        let (intent, facts) = (NodeIntent::nothing(), NodeFacts::default());
+        let report = |problems: &[Problem]| {
+            report(&intent, &facts, &BTreeMap::new(), Ok(()), &BTreeMap::new(), Some(problems))
+        };
+        assert_eq!(delay(&report(&[]), &report(&problems(1, 1))), URGENT_AFTER);
     }
 
     #[test]
@@ -214,6 +289,7 @@ mod tests {
         let report = |tunnel| Report {
             status: NodeNetworkStatus { tunnels: vec![tunnel], ..NodeNetworkStatus::default() },
             ready: ready(Ok(()), &BTreeMap::new()),
+            accepted: accepted(Some(&[])),
         };
         assert_eq!(delay(&report(tunnel(true, 1)), &report(tunnel(true, 2))), MEASURES_AFTER);
         assert_eq!(delay(&report(tunnel(true, 1)), &report(tunnel(false, 1))), URGENT_AFTER);

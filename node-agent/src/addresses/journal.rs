@@ -15,17 +15,36 @@ use sha2::{Digest, Sha256};
 
 /// The journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("journal {}: {doing}: {error}; check that the disk is neither full nor read-only", path.display())]
-pub struct JournalError {
-    path: PathBuf,
-    doing: &'static str,
-    error: io::Error,
+pub enum JournalError {
+    /// The disk does not take it.
+    #[error("journal {}: {doing}: {error}; check that the disk is neither full nor read-only", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What was under way.
+        doing: &'static str,
+        /// What the kernel says.
+        error: io::Error,
+    },
+    /// It is there, and what it holds is not known: writing would destroy it.
+    #[error(
+        "journal {}: it could not be read when the agent started: {why}; it is kept as it is, and no pod is added: make it readable, then restart the agent",
+        path.display()
+    )]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        why: String,
+    },
 }
 
 /// An open journal.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// Why what it holds is not known: then it is left as it is.
+    unread: Option<String>,
     /// None while it could not be opened for writing.
     file: Option<File>,
     /// Bytes that are known to be whole lines.
@@ -48,14 +67,18 @@ pub struct Recovery<R> {
 impl Journal {
     /// Opens or creates a journal, reads it, and cuts a torn last line off.
     ///
-    /// This never fails: what cannot be read counts as empty, and each write tries again to open the file, so that a full or
-    /// read-only disk keeps new pods out but not the agent from serving those that run.
+    /// This never fails. Each write tries again to open the file, so that a full or read-only disk keeps new pods out but
+    /// not the agent from serving those that run. A file that is there and cannot be read is never written.
     pub fn open<R: DeserializeOwned>(path: &Path) -> (Self, Recovery<R>) {
-        let bytes = fs::read(path).unwrap_or_default();
+        let (bytes, unread) = match fs::read(path) {
+            Ok(bytes) => (bytes, None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
         let recovery = recover(&bytes);
         let length = (bytes.len() - recovery.torn_bytes) as u64;
         let records = recovery.records.len() + recovery.damaged;
-        let mut journal = Self { path: path.to_owned(), file: None, length, records };
+        let mut journal = Self { path: path.to_owned(), unread, file: None, length, records };
         if let Err(error) = journal.writable() {
             tracing::warn!(%error, "new pods will be refused");
         }
@@ -64,12 +87,19 @@ impl Journal {
 
     /// The file for appending, at a length of whole lines.
     fn writable(&mut self) -> Result<&mut File, JournalError> {
+        self.known()?;
         if self.file.is_none() {
             let file =
                 open_for_append(&self.path, self.length).map_err(|error| self.error("opening", error))?;
             self.file = Some(file);
         }
         Ok(self.file.as_mut().expect("opened above"))
+    }
+
+    /// Refuses to write where that would destroy what could not be read.
+    fn known(&self) -> Result<(), JournalError> {
+        let unread = |why: &String| JournalError::Unread { path: self.path.clone(), why: why.clone() };
+        self.unread.as_ref().map_or(Ok(()), |why| Err(unread(why)))
     }
 
     /// Records since the last rewrite.
@@ -93,20 +123,29 @@ impl Journal {
         Ok(())
     }
 
-    /// Replaces the content by these records, atomically.
+    /// Replaces the content by these records, atomically. After an error the content is the old or the new one.
     pub fn rewrite<R: Serialize>(&mut self, records: &[R]) -> Result<(), JournalError> {
+        self.rewrite_and(records, sync_directory)
+    }
+
+    /// The same with the step that makes the new name durable.
+    fn rewrite_and<R: Serialize>(
+        &mut self,
+        records: &[R],
+        sync_directory: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), JournalError> {
+        self.known()?;
         let mut bytes = Vec::new();
         for record in records {
             bytes.extend(line(record).map_err(|error| self.error("encoding", error))?);
         }
         let next = self.path.with_extension("next");
-        let replaced = write_new(&next, &bytes)
-            .and_then(|file| fs::rename(&next, &self.path).map(|()| file))
-            .and_then(|file| sync_directory(&self.path).map(|()| file));
+        let replaced = write_new(&next, &bytes).and_then(|file| fs::rename(&next, &self.path).map(|()| file));
+        // From the renaming on this is the file, whatever follows: the old one has no name any more.
         self.file = Some(replaced.map_err(|error| self.error("rewriting", error))?);
         self.length = bytes.len() as u64;
         self.records = records.len();
-        Ok(())
+        sync_directory(&self.path).map_err(|error| self.error("rewriting", error))
     }
 
     /// Whether something can be written now.
@@ -119,7 +158,7 @@ impl Journal {
     }
 
     fn error(&self, doing: &'static str, error: io::Error) -> JournalError {
-        JournalError { path: self.path.clone(), doing, error }
+        JournalError::Unwritable { path: self.path.clone(), doing, error }
     }
 }
 
@@ -232,6 +271,35 @@ mod tests {
         journal.append(&7_u32).unwrap();
         assert_eq!(open(&path).1.records, [5, 6, 7]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_read_is_kept_and_takes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        // It leads to itself: nobody can read it, and renaming would replace it.
+        std::os::unix::fs::symlink("log", &path).unwrap();
+        let (mut journal, recovery) = open(&path);
+        assert!(recovery.records.is_empty());
+        let refused = [journal.append(&1_u32), journal.rewrite(&[1_u32]), journal.probe()];
+        for error in refused.map(Result::unwrap_err).map(|error| error.to_string()) {
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("restart the agent"), "{error}");
+        }
+        assert!(path.is_symlink(), "what could not be read is still there");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_appended_after_a_rewrite_that_failed_late_is_in_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut journal, _) = open(&path);
+        (0..100_u32).for_each(|record| journal.append(&record).unwrap());
+        let failing = |_: &Path| Err(io::ErrorKind::Other.into());
+        assert!(journal.rewrite_and(&[5_u32, 6], failing).is_err());
+        assert_eq!(journal.records(), 2);
+        journal.append(&7_u32).unwrap();
+        assert_eq!(open(&path).1.records, [5, 6, 7]);
     }
 
     #[test]

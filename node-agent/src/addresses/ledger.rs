@@ -130,6 +130,7 @@ impl Ledger {
         // A full disk must not keep DEL and running pods from being served; ADD will say so.
         if let Err(error) = ledger.compact() {
             tracing::warn!(%error, "the journal could not be rewritten");
+            ledger.unwritable = Some(error.to_string());
         }
         tracing::info!(attachments = ledger.attachments.len(), "addresses are known");
         ledger

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use isthmus_dataplane::{Options, WireGuardChoice};
 use isthmus_model::ownership::{DATAPLANE_SOCKET, STATE_DIR};
-use tracing_subscriber::EnvFilter;
+use isthmus_node_agent::logs;
 
 /// Tunnels and probes of a node. The agent configures it through the socket.
 #[derive(Parser)]
@@ -21,14 +21,14 @@ struct Arguments {
     /// Who encrypts: `auto` (the kernel if it has WireGuard, else this process), `kernel` or `userspace`.
     #[arg(long, env = "ISTHMUS_WIREGUARD", default_value = "auto")]
     wireguard: WireGuardChoice,
+    /// What is logged: a level, or levels by module.
+    #[arg(long, env = "ISTHMUS_LOG", default_value = "info")]
+    log: String,
 }
 
 fn main() -> anyhow::Result<()> {
+    let Arguments { socket, state_dir, wireguard, log } = Arguments::parse();
     // Of sessions that begin and end we speak ourselves, with the tunnel's name.
-    let filter =
-        EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let arguments = Arguments::parse();
-    let Arguments { socket, state_dir, wireguard } = arguments;
+    logs::start(&format!("boringtun=off,{log}"))?;
     Ok(isthmus_dataplane::run(&Options { socket, state_dir, wireguard })?)
 }

@@ -18,6 +18,7 @@ use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use super::call::{Call, Target};
 use crate::addresses::{Attachment, AttachmentKey, LedgerError};
+use crate::conflist::NETWORK;
 use crate::engine::concerns_pod;
 use crate::node::Node;
 
@@ -42,6 +43,10 @@ impl Workshop {
 
     /// Does what is asked; gives what the plugin prints.
     pub(crate) async fn call(&self, call: Call, config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
+        // DEL has to be lenient: a container that goes does not wait for a configuration that somebody mends.
+        if !matches!(call, Call::Del(_)) {
+            is_ours(config)?;
+        }
         match call {
             Call::Add(target) => {
                 let _shared = self.all.read().await;
@@ -117,7 +122,12 @@ impl Workshop {
     }
 
     async fn wait_for_pod(&self, target: &Target) -> Result<(), CniError> {
-        let Some(pod) = &target.pod else { return Ok(()) };
+        let Some(pod) = &target.pod else {
+            let msg = "CNI_ARGS names no K8S_POD_NAMESPACE and K8S_POD_NAME, and egress policies have to hold from a pod's first packet";
+            return Err(CniError::new(code::INVALID_ENVIRONMENT, msg).with_details(
+                "put both into CNI_ARGS, as runtimes of Kubernetes do, or delete all EgressPolicies",
+            ));
+        };
         let mut version = self.node.store.subscribe();
         let known = async {
             while !self.node.store.read(|objects| objects.pods.contains_key(pod)) {
@@ -238,6 +248,17 @@ impl Workshop {
         }
         if failed.is_empty() { Ok(()) } else { Err(CniError::new(code::KERNEL, failed.join("; "))) }
     }
+}
+
+/// A call for another network would treat this one's pods as its own: its GC would delete them all.
+fn is_ours(config: &NetworkConfig) -> Result<(), CniError> {
+    if config.name == NETWORK {
+        return Ok(());
+    }
+    let msg =
+        format!("this call is for the network {:?}, and the agent serves {NETWORK:?} only", config.name);
+    let details = format!("name the network {NETWORK:?} where its type is isthmus-cni");
+    Err(CniError::new(code::INVALID_CONFIG, msg).with_details(details))
 }
 
 fn wanted(target: &Target, attachment: &Attachment, mtu: u32) -> PodLink {

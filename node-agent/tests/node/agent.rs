@@ -20,13 +20,14 @@ use isthmus_node_agent::engine::{Engine, Wiring};
 use isthmus_node_agent::memory::Memory;
 use isthmus_node_agent::metrics::Metrics;
 use isthmus_node_agent::node::Node;
+use isthmus_node_agent::notices::Notice;
 use isthmus_node_agent::objects::{ObjectStore, Watch};
 use isthmus_node_agent::status::Report;
 use isthmus_testkit::{Lab, Namespace, within};
 use k8s_openapi::api::core::v1::{Node as ApiNode, NodeAddress, NodeStatus};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -38,6 +39,8 @@ pub(crate) struct TestNode {
     pub(crate) store: Arc<ObjectStore>,
     pub(crate) directory: TempDir,
     pub(crate) report: watch::Receiver<Option<Report>>,
+    pub(crate) notices: mpsc::UnboundedReceiver<Notice>,
+    pub(crate) metrics: Arc<Metrics>,
     agent: JoinSet<()>,
     dataplane: Option<Child>,
 }
@@ -46,9 +49,10 @@ impl TestNode {
     /// A node whose namespace is wired already; the data plane process and the agent start.
     pub(crate) fn start(name: &'static str, namespace: Namespace) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let (_, report) = watch::channel(None);
-        let (store, agent) = (Arc::new(ObjectStore::default()), JoinSet::new());
-        let mut node = Self { name, namespace, store, directory, report, agent, dataplane: None };
+        let ((_, report), (_, notices)) = (watch::channel(None), mpsc::unbounded_channel());
+        let (store, metrics) = (Arc::new(ObjectStore::default()), Arc::new(Metrics::new()));
+        let (agent, dataplane) = (JoinSet::new(), None);
+        let mut node = Self { name, namespace, store, directory, report, notices, metrics, agent, dataplane };
         node.start_dataplane();
         node.start_agent();
         node
@@ -70,10 +74,13 @@ impl TestNode {
         let links = PodLinks::open_in(&namespace).expect("links");
         let seen = links.list().expect("lists").into_iter().map(|(link, seen)| (link, seen.alias)).collect();
         let ledger = Ledger::open(&self.path("journal"), &seen);
-        let (node, advances) = Node::new(self.store.clone(), links, ledger, Arc::new(Metrics::new()));
+        self.metrics = Arc::new(Metrics::new());
+        let (node, advances) = Node::new(self.store.clone(), links, ledger, self.metrics.clone());
         let listener = cni::listen(&self.path("run/cni.sock")).expect("the socket");
         let (report, reports) = watch::channel(None);
         self.report = reports;
+        let (notices, told) = mpsc::unbounded_channel();
+        self.notices = told;
         let engine = Engine::new(Wiring {
             name: self.name.parse().expect("a node name"),
             node: node.clone(),
@@ -83,6 +90,7 @@ impl TestNode {
             conflist: Some(Conflist::new(self.directory.path().into(), "/nonexistent".into())),
             memory: Memory::open(self.path("intent"), &self.name.parse().expect("a node name")),
             report,
+            notices,
         });
         self.agent.spawn(engine.run());
         self.agent.spawn(async move { drop(cni::serve(listener, node).await) });
@@ -104,6 +112,13 @@ impl TestNode {
         Watch::ALL.into_iter().for_each(|watch| self.store.listed(watch));
     }
 
+    /// One of the conditions that are reported now: its status, reason and message.
+    pub(crate) fn condition(&self, kind: &str) -> Option<(Option<bool>, &'static str, String)> {
+        let report = self.report.borrow();
+        let wanted = report.as_ref()?.conditions().into_iter().find(|wanted| wanted.kind == kind)?;
+        Some((wanted.status, wanted.reason, wanted.message.clone()))
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -116,13 +131,26 @@ impl TestNode {
         pod: Option<&Namespace>,
         config: &str,
     ) -> (Outcome, Value) {
+        let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}");
+        self.call_with(&arguments, command, container, pod, config)
+    }
+
+    /// The same with other `CNI_ARGS`.
+    pub(crate) fn call_with(
+        &self,
+        arguments: &str,
+        command: &str,
+        container: &str,
+        pod: Option<&Namespace>,
+        config: &str,
+    ) -> (Outcome, Value) {
         let netns = pod.map(|pod| pod.path().display().to_string()).unwrap_or_default();
         let variables = [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", container),
             ("CNI_IFNAME", "eth0"),
             ("CNI_NETNS", &netns),
-            ("CNI_ARGS", &format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}")),
+            ("CNI_ARGS", arguments),
         ];
         let env = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let request = Request { env, stdin: config.as_bytes().to_vec() };

@@ -113,3 +113,21 @@ async fn with_egress_policies_a_pod_that_is_not_known_yet_is_waited_for() {
     assert_eq!(printed["code"], 11, "{printed}");
     assert!(printed["msg"].as_str().unwrap().contains("pod shop/late is not known yet"), "{printed}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_egress_policies_a_container_that_names_no_pod_is_refused() {
+    let Some(lab) = Lab::new("egress-nameless") else { return };
+    let [one, _two] = two_nodes(&lab);
+    one.know(|objects| {
+        cluster(objects);
+        objects.egress.insert("fixed".into(), policy(None));
+        know_pod(objects, "first", None);
+    });
+    one.add("first", &lab.namespace("first"));
+    let pod = lab.namespace("nameless");
+    for arguments in ["", "IgnoreUnknown=1", "K8S_POD_NAMESPACE=shop", "K8S_POD_NAME=web"] {
+        let (_, printed) = one.call_with(arguments, "ADD", "nameless", Some(&pod), CONFIG);
+        assert_eq!(printed["code"], 4, "CNI_ARGS {arguments:?}: {printed}");
+        assert!(printed["msg"].as_str().unwrap().contains("K8S_POD_NAME"), "{printed}");
+    }
+}

@@ -7,3 +7,4 @@ mod gateways;
 mod peers;
 mod pods;
 mod subnets;
+mod tending;

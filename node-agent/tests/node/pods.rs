@@ -98,6 +98,8 @@ async fn an_agent_that_starts_while_the_api_server_is_silent_goes_on_with_what_t
         (outcome, _) if outcome.exit_code == 0 => Ok(()),
         (_, printed) => Err(printed),
     });
+    let turns = one.metrics.get("turns_total");
+    assert!(turns < 1000.0, "while nothing was listed the event loop made {turns} turns");
     for target in &addresses {
         within(SOON, || a.ping(target).map_err(|error| error.to_string()));
         c.ping(target).unwrap();
@@ -130,6 +132,28 @@ async fn a_deleted_pod_leaves_nothing_and_deleting_again_is_fine() {
     let left = one.namespace.sh("ip -br link | grep -c ^ist || true; ip route | grep -c 'dev ist' || true");
     assert_eq!(left.split_whitespace().collect::<Vec<_>>(), ["0", "0"]);
     assert!(!one.namespace.sh("nft list table inet isthmus").contains("10.1.0.1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_for_another_network_is_refused_and_its_gc_leaves_the_pods_alone() {
+    let Some(lab) = Lab::new("agent-other") else { return };
+    let [one, _two] = two_nodes(&lab);
+    one.know(cluster);
+    let (a, b) = (lab.namespace("a"), lab.namespace("b"));
+    one.add("a", &a);
+    let targets = one.add("b", &b);
+    let other =
+        json!({ "cniVersion": "1.1.0", "name": "other", "cni.dev/valid-attachments": [] }).to_string();
+    for (command, pod) in [("GC", None), ("STATUS", None), ("CHECK", Some(&a)), ("ADD", Some(&a))] {
+        let (_, printed) = one.call(command, "a", pod, &other);
+        assert_eq!(printed["code"], 7, "{command}: {printed}");
+        let message = printed["msg"].as_str().unwrap();
+        assert!(message.contains("\"other\"") && message.contains("\"isthmus\""), "{command}: {message}");
+    }
+    for target in &targets {
+        a.ping(target).unwrap();
+    }
+    assert_eq!(one.call("DEL", "b", None, &other).0.exit_code, 0, "what goes, goes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -134,3 +134,16 @@ fn an_unwritable_journal_keeps_new_pods_out_and_lets_old_ones_go() {
     let _ = ledger.release(&key("a"), now);
     assert_eq!(ledger.usage().values().sum::<usize>(), 0, "in memory it is free");
 }
+
+#[test]
+fn an_unreadable_journal_keeps_new_pods_out_until_the_agent_starts_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    std::os::unix::fs::symlink("log", &path).unwrap();
+    let mut ledger = ledger(&path, &BTreeMap::new());
+    assert!(ledger.readiness(&both()).unwrap_err().contains("restart the agent"));
+    let given = ledger.give(&key("a"), ("", ""), &both(), Instant::now());
+    assert!(matches!(given, Err(LedgerError::Journal(_))), "{given:?}");
+    assert_eq!(ledger.usage().values().sum::<usize>(), 0);
+    assert!(path.is_symlink(), "what could not be read is still there");
+}
