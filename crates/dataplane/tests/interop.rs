@@ -56,7 +56,7 @@ fn wireguard_go_and_we_understand_each_other() {
     for (side, target) in
         [(&pair.east, "10.2.0.0"), (&pair.west, "10.1.0.0"), (&pair.east, "fd02::"), (&pair.west, "fd01::")]
     {
-        let out = side.run(&format!("ping -c 20 -i 0.02 -W 1 -s 1300 {target}"));
+        let out = side.run(&format!("ping -c 20 -i 0.02 -W 10 -s 1300 {target}"));
         assert_eq!(ping_loss(&out), 0, "{target}: {out}");
     }
     // wireguard-go ends when its socket goes, and leaves it behind when it is killed.

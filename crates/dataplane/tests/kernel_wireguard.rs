@@ -36,7 +36,7 @@ fn carries(pair: &Pair) {
         assert_eq!(state.probes["tunnel"].path_mtu, Some(1420));
     }
     for target in ["10.2.0.0", "fd02::"] {
-        let out = pair.east.run(&format!("ping -c 20 -i 0.05 -W 2 -s 200 {target}"));
+        let out = pair.east.run(&format!("ping -c 20 -i 0.05 -W 10 -s 200 {target}"));
         assert_eq!(ping_loss(&out), 0, "{out}");
     }
     let state = pair.east.until("a handshake and forty answers are told", |state| {
@@ -51,7 +51,7 @@ fn packets_flow_while_the_process_is_dead_and_a_new_one_finds_session_port_and_k
     pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
     let before = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());
     pair.east.kill();
-    let out = pair.east.run("ping -c 20 -i 0.05 -W 2 10.2.0.0");
+    let out = pair.east.run("ping -c 20 -i 0.05 -W 10 10.2.0.0");
     assert_eq!(ping_loss(&out), 0, "{out}");
     pair.east.start();
     pair.east.connect(true);
@@ -111,7 +111,7 @@ fn a_node_changes_from_the_kernel_to_the_process_and_back_and_its_peer_need_not_
         pair.east
             .run(&format!("ip link set {TUNNEL} up; ip route add 10.2.0.0/16 dev {TUNNEL} src 10.1.0.0"));
         pair.east.until(choice, |state| state.probes["tunnel"].up);
-        let out = pair.east.run("ping -c 5 -i 0.05 -W 2 10.2.0.0");
+        let out = pair.east.run("ping -c 5 -i 0.05 -W 10 10.2.0.0");
         assert_eq!(ping_loss(&out), 0, "{choice}: {out}");
     }
 }

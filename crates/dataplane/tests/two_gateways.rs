@@ -17,7 +17,7 @@ fn packets_of_both_families_cross_the_tunnel_and_nothing_of_them_is_readable_on_
     let capture = pair.capture();
     let pattern = "6973746873656372"; // "isthsecr"
     for target in ["10.2.0.0", "fd02::"] {
-        let out = pair.east.run(&format!("ping -c 20 -i 0.02 -W 1 -s 200 -p {pattern} {target}"));
+        let out = pair.east.run(&format!("ping -c 20 -i 0.02 -W 10 -s 200 -p {pattern} {target}"));
         assert_eq!(ping_loss(&out), 0, "{out}");
     }
     let wire = capture.stop();
@@ -65,7 +65,7 @@ fn an_agent_that_goes_and_comes_finds_the_tunnels_as_they_were_and_its_owner_soc
     let before = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());
     let owner = pair.east.owner_port();
     pair.east.hang_up();
-    let out = pair.east.run("ping -c 20 -i 0.02 -W 1 10.2.0.0");
+    let out = pair.east.run("ping -c 20 -i 0.02 -W 10 10.2.0.0");
     assert_eq!(ping_loss(&out), 0, "{out}");
     pair.east.connect(false);
     assert_eq!(pair.east.owner_port(), owner, "the same netlink socket");
@@ -89,7 +89,7 @@ fn a_killed_data_plane_comes_back_to_its_devices_and_to_the_agents_owner_socket(
     pair.configure();
     assert_eq!(pair.east.state().public_key, key, "and the key");
     pair.east.until("the probe is up again", |state| state.probes["tunnel"].up);
-    let out = pair.east.run("ping -c 5 -i 0.02 -W 1 10.2.0.0");
+    let out = pair.east.run("ping -c 5 -i 0.02 -W 10 10.2.0.0");
     assert_eq!(ping_loss(&out), 0, "{out}");
 }
 
@@ -116,7 +116,7 @@ fn a_deleted_device_is_made_again_and_unwanted_ones_of_ours_are_swept() {
 fn a_key_rotates_under_traffic_without_a_packet_lost() {
     let Some(mut pair) = as_root("rotates") else { return };
     let before = pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
-    let ping = pair.east.spawn("ping -c 900 -i 0.01 -W 1 10.2.0.0");
+    let ping = pair.east.spawn("ping -c 900 -i 0.01 -W 10 10.2.0.0");
     pair.east.request(&Request::RotateKey);
     let after = pair.east.until("a new key is told", |state| state.public_key != before.public_key);
     pair.east_key = after.public_key.clone().unwrap();
@@ -147,7 +147,7 @@ fn the_size_that_a_narrow_path_passes_is_found() {
 fn a_session_is_renewed_under_traffic_without_a_packet_lost() {
     let Some(pair) = as_root("renewed") else { return };
     let first = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());
-    let out = pair.east.run("ping -c 7500 -i 0.02 -W 1 -q 10.2.0.0");
+    let out = pair.east.run("ping -c 7500 -i 0.02 -W 10 -q 10.2.0.0");
     assert_eq!(ping_loss(&out), 0, "{out}");
     let handshake =
         |state: &isthmus_model::dataplane::DataplaneState| tunnel(state).last_handshake_s.unwrap();
