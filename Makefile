@@ -25,7 +25,7 @@ image: build ## Write the Isthmus image (no daemon) and say where
 lab-build: ## Build what the lab needs without starting it (minutes, once)
 	@$(XTASK) build
 
-lab-up: ## Bring the lab up: real kind clusters (TOPOLOGY=duo|solo)
+lab-up: ## Bring the lab up: real kind clusters (TOPOLOGY=duo|solo|routed)
 	@$(XTASK) lab up $(TOPOLOGY)
 
 lab-load: build ## Put the Isthmus image onto all nodes
@@ -41,7 +41,7 @@ lab-down: ## Take the lab down, leaving nothing but the cache
 	@$(XTASK) lab down
 
 demo: deps ## Two clusters from nothing to one network, step by step (as root); leaves them running
-	@$(XTASK) demo --profile $(PROFILE)
+	@$(XTASK) demo --profile $(PROFILE) --topology $(TOPOLOGY)
 
 conformance: deps ## Kubernetes' own network tests on one cluster (as root)
 	@$(XTASK) conformance

@@ -35,7 +35,7 @@ pub struct Choice {
 pub fn run(places: &Places, choice: &Choice) -> Result<()> {
     let programs = build(places)?;
     if lab::Record::find(places).is_none() {
-        demo::run(places, &choice.profile, true)?;
+        demo::run(places, &choice.profile, "duo", true)?;
     }
     let skipped = missing_in_kernel();
     for (name, reason) in &skipped {

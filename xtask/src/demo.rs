@@ -20,8 +20,10 @@ const WEST_CIDRS: &str = "10.2.0.0/16,fd00:10:2::/56";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sets everything up with programs of a cargo profile, and shows it; with `only_set_up` it ends before the showing. The lab stays up.
-pub fn run(places: &Places, profile: &str, only_set_up: bool) -> Result<()> {
-    let stage = Stage { repo: &places.repo, profile };
+///
+/// The topology is `duo`, or another one with the same clusters, such as `routed`.
+pub fn run(places: &Places, profile: &str, topology: &str, only_set_up: bool) -> Result<()> {
+    let stage = Stage { repo: &places.repo, profile, topology };
     stage.clusters(places)?;
     for (cluster, pools) in CLUSTERS {
         stage.install(cluster, pools)?;
@@ -40,6 +42,8 @@ struct Stage<'a> {
     repo: &'a Path,
     /// Cargo profile whose programs run.
     profile: &'a str,
+    /// What the lab looks like.
+    topology: &'a str,
 }
 
 impl Stage<'_> {
@@ -96,7 +100,11 @@ impl Stage<'_> {
 
     fn clusters(&self, places: &Places) -> Result<()> {
         self.say("Build Isthmus, bring two kind clusters up, load the image into their nodes.");
-        self.type_in("make --no-print-directory lab-up")?;
+        let topology = match self.topology {
+            "duo" => String::new(),
+            other => format!(" TOPOLOGY={other}"),
+        };
+        self.type_in(&format!("make --no-print-directory lab-up{topology}"))?;
         self.type_in(&format!("make --no-print-directory lab-load PROFILE={}", self.profile))?;
         // The command of the build, as if it were installed: `lab exec` looks here first.
         let command = places.lab_bin().join("isthmus");
@@ -174,7 +182,7 @@ impl Stage<'_> {
         self.type_in(&format!("{west} -n shop get pods -o wide"))?;
         self.until_done(&curl)?;
         self.say("West sees the customer's own address: nothing translated it.");
-        self.type_in(&format!("{east} -n shop get pod client -o jsonpath='{{.status.podIP}}'; echo"))?;
+        self.type_in(&format!("{east} -n shop get pod client -o jsonpath='{{.status.podIPs[*].ip}}'; echo"))?;
         self.type_in(&format!("{}; echo", curl.replace("/hostname", "/clientip")))?;
         self.say("On the wire: WireGuard data packets (message type 4) between the gateways, and no HTTP.");
         let dump =

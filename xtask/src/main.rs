@@ -34,6 +34,9 @@ enum Command {
         /// The cargo profile whose binaries run
         #[arg(long, env = "ISTHMUS_PROFILE", default_value = "dev")]
         profile: String,
+        /// What the lab looks like: duo, or another topology of east and west
+        #[arg(long, env = "ISTHMUS_TOPOLOGY", default_value = "duo")]
+        topology: String,
         /// End once all is set up
         #[arg(long)]
         only_set_up: bool,
@@ -130,7 +133,9 @@ fn run() -> Result<()> {
             println!("{} {id}", archive.display());
             Ok(())
         }
-        Command::Demo { profile, only_set_up } => demo::run(&places, &profile, only_set_up),
+        Command::Demo { profile, topology, only_set_up } => {
+            demo::run(&places, &profile, &topology, only_set_up)
+        }
         Command::Conformance { cluster, processes, focus, profile } => {
             conformance::run(&places, &conformance::Choice { cluster, processes, focus, profile })
         }

@@ -69,6 +69,8 @@ fn stages(full: bool) -> Vec<Stage> {
             "clusters",
             "cargo test -p isthmus-e2e --no-fail-fast -- --test-threads=1 --nocapture",
         ));
+        // The demo once more, where a router lies between the clusters and one of them is behind address translation.
+        all.push(stage("routed", "cargo run --quiet --package xtask -- demo --topology routed"));
         all.push(stage("lab down", "./lab down"));
     }
     all

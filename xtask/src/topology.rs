@@ -8,13 +8,17 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+/// Clusters of a lab that can have networks of their own.
+pub const ROUTED_CLUSTERS: usize = 4;
+
 /// A lab: its clusters and what lies between them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Topology {
     /// The clusters; at least one.
     pub clusters: Vec<Cluster>,
-    /// What lies between clusters. None: all nodes share one link.
+    /// What lies between clusters. None, and no cluster behind address translation: all nodes share one link. Else each
+    /// cluster has a network of its own, and only linked ones reach each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
 }
@@ -38,7 +42,7 @@ pub struct Cluster {
     /// How kube-proxy works.
     #[serde(default)]
     pub kube_proxy_mode: KubeProxyMode,
-    /// Whether the cluster is behind address translation.
+    /// Whether the cluster is behind address translation: it can call others, and nobody can call it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nat: bool,
 }
@@ -107,11 +111,27 @@ impl Topology {
         {
             bail!("links: there is no cluster {name}");
         }
+        for link in &self.links {
+            ensure!(link.between[0] != link.between[1], "links: {} is linked with itself", link.between[0]);
+            ensure!(
+                link.mtu.is_none_or(|mtu| (1280..=1500).contains(&mtu)),
+                "links: mtu: 1280 to 1500 bytes; IPv6 needs 1280, the nodes' own links have 1500"
+            );
+            ensure!(
+                link.bytes_per_second.is_none_or(|rate| rate >= 100_000),
+                "links: bytesPerSecond: at least 100000, or clusters never meet"
+            );
+        }
         ensure!(
-            self.links.is_empty(),
-            "links: routed, narrow or lossy links are not built yet; leave `links` out"
+            !self.is_routed() || self.clusters.len() <= ROUTED_CLUSTERS,
+            "at most {ROUTED_CLUSTERS} clusters with networks of their own"
         );
         self.check_ranges_differ()
+    }
+
+    /// Whether each cluster has a network of its own.
+    pub fn is_routed(&self) -> bool {
+        !self.links.is_empty() || self.clusters.iter().any(|cluster| cluster.nat)
     }
 
     fn check_ranges_differ(&self) -> Result<()> {
@@ -168,7 +188,6 @@ impl Cluster {
             "controlPlanes: only 1 is supported, more want kind's load balancer image"
         );
         ensure!(self.workers <= 8, "workers: at most 8");
-        ensure!(!self.nat, "nat: not built yet; leave it out");
         let pods = families(&self.pod_cidrs).context("podCIDRs")?;
         let services = families(&self.service_cidrs).context("serviceCIDRs")?;
         ensure!(pods == services, "podCIDRs and serviceCIDRs are of different families");
@@ -217,10 +236,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_yet_is_refused_with_the_way_out() {
-        assert!(refusal("workers: 2", "workers: 2\n    nat: true").contains("leave it out"));
-        let linked = format!("{DUO}links:\n  - between: [east, west]\n    mtu: 1280\n");
-        assert!(format!("{:#}", Topology::parse(&linked).unwrap_err()).contains("leave `links` out"));
+    fn links_that_nothing_could_cross_are_refused() {
+        let linked = |link: &str| Topology::parse(&format!("{DUO}links:\n  - {{{link}}}\n")).map(|_| ());
+        assert!(linked("between: [east, west], mtu: 1400").is_ok());
+        for (link, why) in [
+            ("between: [east, north]", "no cluster north"),
+            ("between: [east, east]", "with itself"),
+            ("between: [east, west], mtu: 900", "1280"),
+            ("between: [east, west], bytesPerSecond: 10", "100000"),
+        ] {
+            let error = format!("{:#}", linked(link).unwrap_err());
+            assert!(error.contains(why), "{link}: {error}");
+        }
     }
 
     #[test]

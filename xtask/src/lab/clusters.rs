@@ -7,26 +7,20 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
-use super::Record;
-use super::site::Site;
+use super::{Record, links};
 use crate::kind_config::{Machine, kind_config};
 use crate::places::Places;
-use crate::run::{logged, output, step, succeeds};
+use crate::run::{logged, output, step};
 use crate::topology::Cluster;
-
-/// The bridge network that kind attaches all nodes to. Made by us, so that two clusters made at once do not
-/// both make it, and so that its addresses are known.
-const NETWORK: &str = "kind";
-const NETWORK_CIDRS: [&str; 2] = ["172.18.0.0/16", "fc00:f853:ccd:e793::/64"];
 
 /// Creates all clusters of the lab at once.
 pub fn create_all(places: &Places, record: &Record, node_image: &str, machine: Machine) -> Result<()> {
-    ensure_network(places, record.site)?;
+    links::make(places, record)?;
     let clusters = &record.topology.clusters;
     let results: Vec<Result<()>> = std::thread::scope(|scope| {
         let running: Vec<_> = clusters
             .iter()
-            .map(|cluster| scope.spawn(move || create(places, record.site, cluster, node_image, machine)))
+            .map(|cluster| scope.spawn(move || create(places, record, cluster, node_image, machine)))
             .collect();
         running
             .into_iter()
@@ -37,10 +31,17 @@ pub fn create_all(places: &Places, record: &Record, node_image: &str, machine: M
     merge_kubeconfigs(places, record)
 }
 
-fn create(places: &Places, site: Site, cluster: &Cluster, node_image: &str, machine: Machine) -> Result<()> {
+fn create(
+    places: &Places,
+    record: &Record,
+    cluster: &Cluster,
+    node_image: &str,
+    machine: Machine,
+) -> Result<()> {
     let config = places.state.join(format!("kind-{}.yaml", cluster.name));
     fs::write(&config, kind_config(cluster, node_image, machine)?)?;
-    let mut kind = site.kind(places);
+    let mut kind = record.site.kind(places);
+    kind.env("KIND_EXPERIMENTAL_DOCKER_NETWORK", links::network(&record.topology, &cluster.name).name);
     kind.args(["create", "cluster", "--retain", "--name", &cluster.name, "--config"]).arg(&config);
     kind.arg("--kubeconfig").arg(own_kubeconfig(places, cluster));
     step(&format!("creating the cluster {}", cluster.name), || {
@@ -49,19 +50,6 @@ fn create(places: &Places, site: Site, cluster: &Cluster, node_image: &str, mach
     .with_context(|| {
         format!("look at `./lab exec {}/control-plane -- journalctl -u kubelet --no-pager`", cluster.name)
     })
-}
-
-fn ensure_network(places: &Places, site: Site) -> Result<()> {
-    if succeeds(&mut site.docker(places, ["network", "inspect", NETWORK])) {
-        return Ok(());
-    }
-    let mut create = site.docker(places, ["network", "create", "--driver=bridge", "--ipv6"]);
-    for cidr in NETWORK_CIDRS {
-        create.args(["--subnet", cidr]);
-    }
-    create.args(["--opt", "com.docker.network.bridge.enable_ip_masquerade=true"]);
-    create.args(["--opt", "com.docker.network.driver.mtu=1500", NETWORK]);
-    output(&mut create).map(drop)
 }
 
 fn own_kubeconfig(places: &Places, cluster: &Cluster) -> PathBuf {

@@ -6,6 +6,7 @@ pub mod clusters;
 pub mod daemon;
 pub mod down;
 pub mod exec;
+mod links;
 pub mod load;
 pub mod logs;
 mod machine;

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Record;
 use super::site::Site;
+use super::{Record, links};
 use crate::places::Places;
 use crate::run::output;
 
@@ -82,7 +82,7 @@ pub fn observe(places: &Places, record: &Record) -> Result<Status> {
             let nodes = cluster
                 .nodes()
                 .into_iter()
-                .map(|(name, control_plane)| node(places, record, name, control_plane));
+                .map(|(name, control_plane)| node(places, record, &cluster.name, name, control_plane));
             ClusterStatus { name: cluster.name.clone(), nodes: nodes.collect() }
         })
         .collect();
@@ -96,15 +96,19 @@ pub fn observe(places: &Places, record: &Record) -> Result<Status> {
 }
 
 /// A node that Docker does not know is one that does not run.
-fn node(places: &Places, record: &Record, name: String, control_plane: bool) -> NodeStatus {
+fn node(places: &Places, record: &Record, cluster: &str, name: String, control_plane: bool) -> NodeStatus {
     let seen = inspect(places, record, &name).unwrap_or_default();
     let text = |path: &str| seen.pointer(path).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let of_network = |field: &str| {
+        let network = links::network(&record.topology, cluster).name;
+        text(&format!("/NetworkSettings/Networks/{network}/{field}"))
+    };
     NodeStatus {
         name,
         control_plane,
         running: seen.pointer("/State/Running").and_then(Value::as_bool).unwrap_or(false),
-        ipv4: text("/NetworkSettings/Networks/kind/IPAddress"),
-        ipv6: text("/NetworkSettings/Networks/kind/GlobalIPv6Address"),
+        ipv4: of_network("IPAddress"),
+        ipv6: of_network("GlobalIPv6Address"),
     }
 }
 
