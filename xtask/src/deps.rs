@@ -14,6 +14,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/docker", "docker.io"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/ldd", "libc-bin"),
+    ("/usr/bin/ping", "iputils-ping"),
     ("/usr/bin/pkg-config", "pkg-config"),
     ("/usr/bin/strip", "binutils"),
     ("/usr/bin/tcpdump", "tcpdump"),
@@ -26,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/sbin/ip", "iproute2"),
     ("/usr/sbin/iptables", "iptables"),
     ("/usr/sbin/nft", "nftables"),
+    ("/usr/sbin/sysctl", "procps"),
 ];
 
 /// The oldest Go that our go.mod files name.
