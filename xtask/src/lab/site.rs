@@ -14,8 +14,14 @@ use crate::places::Places;
 use crate::run::{command, output, step, succeeds};
 
 /// kind's own node image for its default Kubernetes, pinned (kind v0.33.0, pkg/apis/config/defaults).
-pub const KIND_NODE_IMAGE: &str =
+const KIND_NODE_IMAGE: &str =
     "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5";
+
+/// The node image on the machine's own Docker: kind's, or what `ISTHMUS_NODE_IMAGE` names, such as a mirror's.
+pub fn machine_node_image() -> String {
+    let named = std::env::var("ISTHMUS_NODE_IMAGE").ok().filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| KIND_NODE_IMAGE.to_owned())
+}
 
 /// A Docker to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,10 +106,11 @@ impl Site {
 }
 
 fn pull_node_image() -> Result<()> {
-    if succeeds(&mut command("docker", ["image", "inspect", KIND_NODE_IMAGE])) {
+    let image = machine_node_image();
+    if succeeds(&mut command("docker", ["image", "inspect", &image])) {
         return Ok(());
     }
-    step("pulling kind's node image", || output(&mut command("docker", ["pull", "--quiet", KIND_NODE_IMAGE])))
+    step(&format!("pulling {image}"), || output(&mut command("docker", ["pull", "--quiet", &image])))
         .map(drop)
 }
 

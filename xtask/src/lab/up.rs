@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::{KIND_NODE_IMAGE, Site};
+use super::site::{Site, machine_node_image};
 use super::{Record, clusters, daemon, down, ensure_root, exclusive, machine, oci_runtime, status};
 use crate::kind_config::Machine;
 use crate::node_image::{self, NodeImage, Parts};
@@ -40,7 +40,7 @@ pub fn up(places: &Places, name: &str) -> Result<()> {
     site.install_tools(places, &kind, &kubectl)?;
     let image = match &node_image {
         Some(image) => start_own_docker(places, image)?,
-        None => KIND_NODE_IMAGE.to_owned(),
+        None => machine_node_image(),
     };
     clusters::create_all(
         places,
