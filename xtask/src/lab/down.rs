@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::site::Site;
-use super::{Record, cgroup, daemon, ensure_root, exclusive, machine};
+use super::{Record, cgroup, daemon, ensure_root, exclusive, links, machine};
 use crate::places::Places;
 use crate::run::{command, output, step};
 
@@ -72,7 +72,7 @@ fn delete_clusters(places: &Places, record: &Record) -> Result<()> {
         let mut kind = record.site.kind(places);
         output(kind.args(["delete", "cluster", "--name", &cluster.name]))?;
     }
-    Ok(())
+    links::remove_networks(places, record.site)
 }
 
 /// Everything of a lab that this machine still holds, each as a line for a person.

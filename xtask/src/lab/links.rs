@@ -25,6 +25,8 @@ const APART: [Network; ROUTED_CLUSTERS] = [
     Network { name: "lab-2", bridge: Some("lab-2"), ipv4: "172.21.0.0/16", ipv6: "fc00:f853:ccd:e802::/64" },
     Network { name: "lab-3", bridge: Some("lab-3"), ipv4: "172.22.0.0/16", ipv6: "fc00:f853:ccd:e803::/64" },
 ];
+/// On networks that we made: `lab down` removes those and no others.
+const LABEL: &str = "dev.isthmus.lab";
 /// Routing tables of narrow links.
 const FIRST_TABLE: u32 = 100;
 /// A policed link lets this much through at once.
@@ -75,7 +77,8 @@ fn ensure_network(places: &Places, site: Site, network: Network) -> Result<()> {
     if succeeds(&mut site.docker(places, ["network", "inspect", network.name])) {
         return Ok(());
     }
-    let mut create = site.docker(places, ["network", "create", "--driver=bridge", "--ipv6"]);
+    let mut create =
+        site.docker(places, ["network", "create", "--driver=bridge", "--ipv6", "--label", LABEL]);
     create.args(["--subnet", network.ipv4, "--subnet", network.ipv6]);
     let option = |name: &str, value: &str| ["--opt".to_owned(), format!("com.docker.network.{name}={value}")];
     create.args(option("driver.mtu", "1500"));
@@ -88,6 +91,16 @@ fn ensure_network(places: &Places, site: Site, network: Network) -> Result<()> {
         create.args(option("bridge.gateway_mode_ipv6", "nat-unprotected"));
     }
     output(create.arg(network.name)).map(drop)
+}
+
+/// Removes the networks that [`make`] made on this Docker.
+pub(super) fn remove_networks(places: &Places, site: Site) -> Result<()> {
+    let filter = format!("label={LABEL}");
+    let ours = output(&mut site.docker(places, ["network", "ls", "--quiet", "--filter", &filter]))?;
+    for id in ours.split_whitespace() {
+        output(&mut site.docker(places, ["network", "rm", id]))?;
+    }
+    Ok(())
 }
 
 /// The two bridges and networks of a link.
