@@ -23,6 +23,9 @@ use crate::table::link_index;
 use crate::wire::{Refusal, Request, Wire};
 use crate::{addr, netns, sysctl};
 
+/// Bytes of a [`PodLink::alias`]: the kernel takes 255 (IFALIASZ), `isthmus:pod:` before it included.
+pub const POD_ALIAS_MAX: usize = 240;
+
 /// Usually it takes less than a millisecond. A link that still cannot send after this will be able to later.
 const CARRIER_PATIENCE: Duration = Duration::from_millis(500);
 const CARRIER_PAUSE: Duration = Duration::from_micros(100);
@@ -36,7 +39,7 @@ pub struct PodLink {
     pub ifname: LinkName,
     /// Name of the host end, unique on the node.
     pub host_link: LinkName,
-    /// Whose link it is, stored as the host end's alias after `isthmus:pod:`; at most 200 bytes.
+    /// Whose link it is, stored as the host end's alias after `isthmus:pod:`; at most [`POD_ALIAS_MAX`] bytes.
     pub alias: String,
     /// The pod's addresses; at least one.
     pub addresses: Vec<IpAddr>,

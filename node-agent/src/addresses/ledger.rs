@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use isthmus_compiler::{PodFacts, pod_link};
-use isthmus_kernel::PodLink;
+use isthmus_kernel::{POD_ALIAS_MAX, PodLink};
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
 
@@ -296,14 +296,18 @@ impl Ledger {
 /// What is written on a pod's link, so that a lost journal can be rebuilt from the kernel.
 fn alias(key: &AttachmentKey, attachment: &Attachment) -> String {
     let addresses: Vec<String> = attachment.addresses.iter().map(ToString::to_string).collect();
-    format!("{} {} {}", key.container, key.ifname, addresses.join(","))
+    let without_pod = format!("{} {} {}", key.container, key.ifname, addresses.join(","));
+    let whole = format!("{without_pod} {}/{}", attachment.namespace, attachment.pod);
+    // The few pods with names longer than the kernel takes would be under no EgressPolicy after the journal was lost.
+    if whole.len() <= POD_ALIAS_MAX { whole } else { without_pod }
 }
 
 fn adopt(link: &LinkName, text: &str) -> Option<(AttachmentKey, Attachment)> {
     let mut words = text.split(' ');
     let key = AttachmentKey { container: words.next()?.to_owned(), ifname: words.next()?.to_owned() };
     let addresses: Vec<IpAddr> = words.next()?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
-    let (namespace, pod) = Default::default();
+    let (namespace, pod) = words.next().and_then(|pod| pod.split_once('/')).unwrap_or_default();
+    let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
     (pod_link(&key.container, &key.ifname) == *link)
         .then(|| (key, Attachment { namespace, pod, link: link.clone(), addresses }))
 }

@@ -58,7 +58,7 @@ fn a_lost_journal_is_rebuilt_from_the_links_of_the_kernel() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let mut before = ledger(&path, &BTreeMap::new());
-    let given = before.give(&key("a"), ("", ""), &both(), Instant::now()).unwrap();
+    let given = before.give(&key("a"), ("shop", "web"), &both(), Instant::now()).unwrap();
     let links = links_of(&before);
     drop(before);
     std::fs::remove_file(&path).unwrap();
@@ -66,6 +66,21 @@ fn a_lost_journal_is_rebuilt_from_the_links_of_the_kernel() {
     assert_eq!(after.get(&key("a")), Some(&given));
     let other = after.give(&key("b"), ("", ""), &both(), Instant::now()).unwrap();
     assert!(other.addresses.iter().all(|address| !given.addresses.contains(address)));
+}
+
+#[test]
+fn a_name_that_does_not_fit_the_kernels_alias_costs_no_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut before = ledger(&path, &BTreeMap::new());
+    let long = "p".repeat(253);
+    let given = before.give(&key(&"c".repeat(64)), ("shop", &long), &both(), Instant::now()).unwrap();
+    let links = links_of(&before);
+    assert!(links.values().all(|alias| alias.len() <= POD_ALIAS_MAX), "{links:?}");
+    drop(before);
+    std::fs::remove_file(&path).unwrap();
+    let after = ledger(&path, &links);
+    assert_eq!(after.get(&key(&"c".repeat(64))).map(|to| &to.addresses), Some(&given.addresses));
 }
 
 #[test]
