@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm bench
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm fuzz bench
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test-fast: ## What needs neither root nor Go
 
 test-vm: ## The kernel's WireGuard, in a virtual machine (needs qemu-system-x86; fetches a kernel once)
 	@$(XTASK) vm-test
+
+fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; needs a nightly toolchain and g++)
+	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)
 
 bench: ## Beside the others: CNI, tunnels, imports, memory (as root) -> docs/benchmarks.md
 	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni

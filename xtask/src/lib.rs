@@ -5,6 +5,7 @@ pub mod cache;
 pub mod conformance;
 pub mod demo;
 pub mod deps;
+pub mod fuzz;
 pub mod image;
 pub mod images;
 pub mod kind_config;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::lab::{self, oci_runtime};
 use xtask::places::Places;
-use xtask::{conformance, demo, deps, node_image, suite, tools, vm};
+use xtask::{conformance, demo, deps, fuzz, node_image, suite, tools, vm};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "What the Makefile calls")]
@@ -64,6 +64,15 @@ enum Command {
     },
     /// Tests that want a kernel with WireGuard, in a virtual machine
     VmTest,
+    /// Look for inputs that break a fuzz target
+    Fuzz {
+        /// The target: a folder of fuzz/corpus
+        #[arg(default_value = "")]
+        target: String,
+        /// For how long
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// The lab of kind clusters
     #[command(subcommand)]
     Lab(Lab),
@@ -141,6 +150,7 @@ fn run() -> Result<()> {
         }
         Command::Test { fast } => suite::run(!fast),
         Command::VmTest => vm::test(&places),
+        Command::Fuzz { target, seconds } => fuzz::run(&places, &target, seconds),
         Command::LabDaemon { config } => lab::daemon::become_daemon(&config).map(drop),
         Command::Lab(command) => run_lab(&places, command),
     }

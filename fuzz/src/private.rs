@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Modules that are private where they live and take bytes from outside: compiled in here as they stand there.
+
+/// The first look at a CNI call.
+#[path = "../../node-agent/src/cni"]
+#[allow(dead_code, reason = "more is there than is run here")]
+pub(crate) mod cni {
+    pub(crate) mod call;
+}
+
+/// The lines between agent and data plane.
+#[path = "../../crates/dataplane/src"]
+#[allow(dead_code, reason = "more is there than is run here")]
+pub(crate) mod dataplane {
+    pub(crate) mod wire;
+}
+
+/// Probes: their datagrams, and what a path makes of the answers.
+#[path = "../../crates/dataplane/src/probe"]
+#[allow(dead_code, reason = "more is there than is run here")]
+pub(crate) mod probe {
+    pub(crate) mod datagram;
+    pub(crate) mod mtu;
+    pub(crate) mod path;
+}
+
+/// Cutting and joining of packets.
+#[path = "../../crates/packet-io/src"]
+#[allow(dead_code, unreachable_pub, reason = "it is public there")]
+pub(crate) mod packet_io {
+    pub(crate) mod offload;
+}
