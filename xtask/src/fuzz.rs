@@ -27,7 +27,7 @@ pub fn run(places: &Places, target: &str, seconds: u32) -> Result<()> {
     let finds = folder.join("finds").join(target);
     fs::create_dir_all(&finds).with_context(|| format!("cannot make {}", finds.display()))?;
     let mut fuzzer = command(built, [format!("-max_total_time={seconds}"), format!("-timeout={INPUT_S}")]);
-    fuzzer.args([&format!("-rss_limit_mb={MEMORY_MB}"), "-print_final_stats=1", "-print_funcs=0"]);
+    fuzzer.arg(format!("-rss_limit_mb={MEMORY_MB}")).args(["-print_final_stats=1", "-print_funcs=0"]);
     fuzzer.arg(format!("-artifact_prefix={}/broken-", folder.join("finds").display()));
     fuzzer.args([&finds, &corpus]).env("ISTHMUS_FUZZ_TARGET", target);
     let ran = step(&format!("{target} for {seconds} s"), || logged(&mut fuzzer, &log));
