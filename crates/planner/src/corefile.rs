@@ -29,6 +29,11 @@ fn with_zone(text: &str) -> Result<String, Problem> {
         })?;
     let head = words(lines[start]);
     let has_block = head.last() == Some(&"{");
+    if !has_block && head.contains(&"{") {
+        return Err(refuse(
+            "the block of the plugin `kubernetes` is on one line; write each of its options on a line of its own",
+        ));
+    }
     let end = if has_block { block_end(&lines, start) } else { Some(start) };
     let end = end.ok_or_else(|| refuse("a block of the Corefile is not closed"))?;
     let served = lines[start..=end].iter().any(|line| {
@@ -71,8 +76,10 @@ fn uncached(text: &str) -> String {
         let words = words(line);
         let disables = words.first() == Some(&"disable") && words.contains(&"cluster.local");
         if disables && !words.iter().any(|word| is_zone(word)) {
-            line.push(' ');
-            line.push_str(ZONE);
+            // Before a comment, which would swallow it.
+            let (setting, comment) = line.split_at(line.find('#').unwrap_or(line.len()));
+            let gap = if comment.is_empty() { "" } else { " " };
+            *line = format!("{} {ZONE}{gap}{comment}", setting.trim_end());
         }
     }
     let mut joined = lines.join("\n");
@@ -164,6 +171,20 @@ mod tests {
             new,
             ".:53 {\n  kubernetes cluster.local clusterset.local {\n     multicluster clusterset.local\n  }\n  reload\n}"
         );
+    }
+
+    #[test]
+    fn a_comment_does_not_swallow_the_zone() {
+        let text = KUBEADM.replace("denial cluster.local", "denial cluster.local # fresh");
+        let new = with_clusterset(&text).unwrap().unwrap();
+        assert!(new.contains("disable denial cluster.local clusterset.local # fresh\n"), "{new}");
+        assert_eq!(with_clusterset(&new), Ok(None), "another pass changes nothing");
+    }
+
+    #[test]
+    fn a_block_on_one_line_is_left_alone_with_the_way_out() {
+        let problem = with_clusterset(".:53 {\n kubernetes cluster.local { ttl 30 }\n}\n").unwrap_err();
+        assert!(problem.message.contains("on a line of its own"), "{}", problem.message);
     }
 
     #[test]
