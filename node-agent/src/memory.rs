@@ -5,13 +5,14 @@
 //! current it may add to the kernel and give addresses out, and never take anything away.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use isthmus_compiler::NodeIntent;
 use isthmus_model::ids::NodeName;
 use serde::{Deserialize, Serialize};
+
+use crate::conflist::write_atomically;
 
 const VERSION: u32 = 1;
 /// More than 5,000 nodes with their blocks need.
@@ -78,12 +79,7 @@ impl Memory {
             return Ok(());
         }
         let bytes = serde_json::to_vec(&Stored { version: VERSION, intent })?;
-        let next = self.path.with_extension("next");
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        fs::rename(&next, &self.path)?;
+        write_atomically(&self.path, &bytes, 0o600)?;
         self.stored = Some(intent.clone());
         Ok(())
     }
@@ -188,7 +184,7 @@ mod tests {
         let mut memory = Memory::open(path.clone(), &name());
         memory.remember(&intent()).unwrap();
         // A directory in the way of the new file.
-        fs::create_dir(path.with_extension("next")).unwrap();
+        fs::create_dir(directory.path().join(".intent.next")).unwrap();
         let other = NodeIntent { key_generation: 4, ..intent() };
         assert!(memory.remember(&other).is_err());
         assert_eq!(Memory::open(path, &name()).intent(), Some(&intent()));

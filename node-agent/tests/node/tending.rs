@@ -72,7 +72,7 @@ async fn what_the_node_knows_is_on_disk_before_its_first_pod_and_a_disk_that_tak
     let Some(lab) = Lab::new("tending-memory") else { return };
     let [one, two] = two_nodes(&lab);
     // A directory in the way of the new file.
-    fs::create_dir(two.path("intent.next")).unwrap();
+    fs::create_dir(two.path(".intent.next")).unwrap();
     one.know(cluster);
     two.know(cluster);
     one.add("a", &lab.namespace("a"));
@@ -80,7 +80,7 @@ async fn what_the_node_knows_is_on_disk_before_its_first_pod_and_a_disk_that_tak
     assert!(one.condition("Ready").is_none_or(|(_, _, message)| !message.contains("intent")));
     let message = reported(&two, "Ready", "KernelRefused");
     assert!(message.contains(two.path("intent").to_str().unwrap()), "{message}");
-    fs::remove_dir(two.path("intent.next")).unwrap();
+    fs::remove_dir(two.path(".intent.next")).unwrap();
     reported(&two, "Ready", "AsWanted");
 }
 
