@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use isthmus_dataplane::client::{self, Client, Event};
-use isthmus_model::dataplane::{DataplaneConfig, Report, Tunnel};
+use isthmus_model::dataplane::{DataplaneConfig, KeySlot, Report, Tunnel};
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::WIREGUARD_PORT;
 use isthmus_testkit::{Lab, Namespace};
@@ -190,6 +190,7 @@ fn config(device: &LinkName, number: usize, peer_key: &str) -> Result<DataplaneC
         endpoint: Some(format!("192.0.2.{other}:{WIREGUARD_PORT}").parse()?),
         allowed: [format!("10.200.0.{other}/32").parse()?].into(),
         keepalive_s: 15,
+        key_slot: KeySlot::First,
     };
     Ok(DataplaneConfig {
         gateway: true,

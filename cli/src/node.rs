@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::failure;
 
 /// How long the node's agent may take to follow.
-const FOLLOW_TIMEOUT: Duration = Duration::from_secs(60);
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Raises the generation of the node's key and waits until the node uses a new one. Returns the exit code.
 pub(crate) async fn rotate_key(client: Client, node: &NodeName) -> Result<u8> {
@@ -28,13 +28,14 @@ pub(crate) async fn rotate_key(client: Client, node: &NodeName) -> Result<u8> {
     let version = network.metadata.resource_version.clone();
     let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "keyGeneration": wanted } });
     networks.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await.map_err(explain)?;
-    eprintln!("asked {node} for generation {wanted} of its key; waiting");
+    eprintln!("asked {node} for generation {wanted} of its key; waiting until its peers have tunnels to it");
     let waiting = await_condition(networks.clone(), node.as_str(), move |network: Option<&NodeNetwork>| {
         follows(network, wanted)
     });
     let Ok(answer) = tokio::time::timeout(FOLLOW_TIMEOUT, waiting).await else {
         eprintln!(
-            "isthmus: {node} did not follow within {} s; see its agent's log",
+            "isthmus: {node} did not follow within {} s and goes on trying. It waits for every peer that its present key \
+             reaches: `isthmus status` names one that is not connected; else see its agent's log",
             FOLLOW_TIMEOUT.as_secs()
         );
         return Ok(crate::NOT_READY);

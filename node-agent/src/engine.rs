@@ -78,6 +78,8 @@ pub struct Engine {
     facts: NodeFacts,
     desired: Option<Desired>,
     configured: Option<DataplaneConfig>,
+    /// The data plane process has said on this connection what it runs.
+    dataplane_told: bool,
     armed: bool,
     /// The intent is what the node knew before: nothing may be taken away.
     from_memory: bool,
@@ -114,6 +116,7 @@ impl Engine {
             facts: NodeFacts::default(),
             desired: None,
             configured: None,
+            dataplane_told: false,
             armed: false,
             from_memory: false,
             remembered: false,
@@ -187,12 +190,14 @@ impl Engine {
     async fn hear(&mut self, heard: Heard) {
         match heard {
             Heard::Connected(owner) => {
-                self.configured = None;
+                (self.configured, self.dataplane_told) = (None, false);
                 if let Err(error) = self.take_owner(owner).await {
                     tracing::error!(error = format!("{error:#}"), "the kernel cannot be driven");
                 }
             }
-            Heard::Report(Report::State(state)) => self.facts.dataplane = state,
+            Heard::Report(Report::State(state)) => {
+                (self.facts.dataplane, self.dataplane_told) = (state, true);
+            }
             Heard::Report(Report::Failed(what)) => tracing::warn!(what, "the data plane could not do all"),
             Heard::Lost(reason) => {
                 tracing::warn!(reason, "the data plane process is gone; tunnels wait for it")
@@ -239,6 +244,10 @@ impl Engine {
                 .await
                 .map_err(|error| format!("the nftables table cannot be made: {error}"))?;
             self.armed = true;
+        }
+        if !self.dataplane_told {
+            // Which tunnels there are follows from its keys.
+            return Err("waiting for what the data plane process of this node runs".to_owned());
         }
         let sync = self.in_sync_or_from_memory()?;
         let due = self.converge_at <= Instant::now();

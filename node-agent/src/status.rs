@@ -7,9 +7,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use isthmus_api::condition::{self, Wanted};
 use isthmus_api::v1alpha1::{BlockUsage, NodeNetwork, NodeNetworkStatus, TunnelStatus};
-use isthmus_compiler::{Encapsulation, NodeFacts, NodeIntent, own_tunnels, tunnel_probe, vxlan_mac};
+use isthmus_compiler::{
+    Encapsulation, NodeFacts, NodeIntent, OwnTunnel, own_tunnels, tunnel_probe, vxlan_mac,
+};
 use isthmus_intake::node::Problem;
-use isthmus_model::ids::NodeName;
+use isthmus_model::dataplane::KeySlot;
+use isthmus_model::ids::{LinkName, NodeName};
 use isthmus_model::ownership::{WIREGUARD_PORT, mesh_address};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -73,6 +76,8 @@ pub fn report(
     let mac = |node: &NodeName| vxlan_mac(node).map(|byte| format!("{byte:02x}")).join(":");
     let status = NodeNetworkStatus {
         public_key: facts.dataplane.public_key.clone(),
+        next_public_key: facts.dataplane.next_public_key.clone(),
+        key_slot: slot_number(facts.dataplane.key_slot),
         key_generation: facts.dataplane.public_key.is_some().then_some(facts.dataplane.key_generation as i64),
         endpoints: intent.own_addresses().iter().map(endpoint).collect(),
         mesh_addresses: intent.own_blocks().map(|(cidr, _)| mesh_address(cidr).to_string()).collect(),
@@ -124,26 +129,32 @@ fn cut(text: &str) -> String {
 }
 
 fn tunnels(intent: &NodeIntent, facts: &NodeFacts) -> Vec<TunnelStatus> {
-    let status =
-        |(device, (peer, gateway)): (isthmus_model::ids::LinkName, (&isthmus_model::ids::PeerName, &str))| {
-            let tunnel = facts.dataplane.tunnels.get(&device);
-            let probe = facts.dataplane.probes.get(&tunnel_probe(&device));
-            let handshake = tunnel.and_then(|tunnel| tunnel.last_handshake_s);
-            TunnelStatus {
-                peering: peer.to_string(),
-                gateway: gateway.to_owned(),
-                up: probe.is_some_and(|probe| probe.up),
-                endpoint: tunnel.and_then(|tunnel| tunnel.endpoint).map(|endpoint| endpoint.to_string()),
-                last_handshake: handshake.and_then(|seconds| minute(seconds as i64)),
-                rtt_micros: probe.and_then(|probe| probe.rtt_us).map(|rtt| i64::from(quarter_step(rtt))),
-                loss_percent: probe.map(|probe| i32::from(probe.loss_percent.div_ceil(5)) * 5),
-                mtu: probe.and_then(|probe| probe.path_mtu).map(i32::from),
-                listen_port: tunnel.and_then(|tunnel| tunnel.listen_port).map(i32::from),
-                mode: tunnel.map(|_| facts.dataplane.mode.name().to_owned()),
-                device: device.to_string(),
-            }
-        };
-    own_tunnels(intent).into_iter().map(status).collect()
+    let status = |(device, own): (LinkName, OwnTunnel<'_>)| {
+        let tunnel = facts.dataplane.tunnels.get(&device);
+        let probe = facts.dataplane.probes.get(&tunnel_probe(&device));
+        let handshake = tunnel.and_then(|tunnel| tunnel.last_handshake_s);
+        TunnelStatus {
+            peering: own.peer.to_string(),
+            gateway: own.gateway.to_owned(),
+            key_slot: slot_number(own.key_slot),
+            up: probe.is_some_and(|probe| probe.up),
+            endpoint: tunnel.and_then(|tunnel| tunnel.endpoint).map(|endpoint| endpoint.to_string()),
+            last_handshake: handshake.and_then(|seconds| minute(seconds as i64)),
+            rtt_micros: probe.and_then(|probe| probe.rtt_us).map(|rtt| i64::from(quarter_step(rtt))),
+            loss_percent: probe.map(|probe| i32::from(probe.loss_percent.div_ceil(5)) * 5),
+            mtu: probe.and_then(|probe| probe.path_mtu).map(i32::from),
+            listen_port: tunnel.and_then(|tunnel| tunnel.listen_port).map(i32::from),
+            mode: tunnel.map(|_| facts.dataplane.mode.name().to_owned()),
+            device: device.to_string(),
+        }
+    };
+    let announced = own_tunnels(intent, &facts.dataplane).into_iter().filter(|(_, own)| !own.draining);
+    announced.map(status).collect()
+}
+
+/// 1 for a key in the second slot, nothing for one in the first.
+fn slot_number(slot: KeySlot) -> Option<i32> {
+    (slot == KeySlot::Second).then_some(1)
 }
 
 /// Rounded down to the minute, so that it changes seldom (RFC 3339).

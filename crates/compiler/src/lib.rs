@@ -20,7 +20,7 @@ pub use facts::{NodeFacts, PodFacts, Uplink};
 pub use intent::{Block, Egress, Encapsulation, Node, NodeIntent, Peer, Pool, RemoteGateway};
 pub use names::{gateway_probe, pod_link, tunnel_device, tunnel_probe, vxlan_mac};
 pub use render::render;
-pub use tunnels::{DEFAULT_TUNNEL_MTU, own_tunnels};
+pub use tunnels::{DEFAULT_TUNNEL_MTU, OwnTunnel, own_tunnels};
 
 /// Metric of the routes that hold when nothing better does, so that nothing falls to the default route.
 pub const FALLBACK_METRIC: u32 = 1 << 31;
@@ -31,7 +31,7 @@ pub const MAIN_TABLE: u32 = 254;
 pub fn compile(intent: &NodeIntent, facts: &NodeFacts) -> Desired {
     let mut desired = Desired { nft: nft::ruleset(intent, facts), ..Desired::default() };
     tunnels::add(intent, facts, &mut desired);
-    probes::add(intent, &mut desired);
+    probes::add(intent, facts, &mut desired);
     routes::add(intent, facts, &mut desired);
     egress::add(intent, facts, &mut desired);
     sysctls::add(facts, &mut desired);

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names and addresses that follow from what they stand for, so that every run of the agent finds its own again.
 
+use isthmus_model::dataplane::KeySlot;
 use isthmus_model::ids::{LinkName, NodeName, PeerName};
 use isthmus_model::kernel::MacAddress;
 use isthmus_model::ownership::{POD_LINK_PREFIX, TUNNEL_LINK_PREFIX};
 use sha2::{Digest, Sha256};
 
-/// The TUN device for one gateway of a peer.
-pub fn tunnel_device(peer: &PeerName, gateway: &str) -> LinkName {
-    link(TUNNEL_LINK_PREFIX, &format!("{peer}/{gateway}"))
+/// The device of the tunnel from a key of ours to one gateway of a peer.
+pub fn tunnel_device(peer: &PeerName, gateway: &str, slot: KeySlot) -> LinkName {
+    let slot = if slot == KeySlot::First { "" } else { "/second" };
+    link(TUNNEL_LINK_PREFIX, &format!("{peer}/{gateway}{slot}"))
 }
 
 /// The host end of a pod's interface.
@@ -55,8 +57,10 @@ mod tests {
     #[test]
     fn names_of_links_fit_the_kernel_and_differ_by_what_they_stand_for() {
         let west: PeerName = "west".parse().unwrap();
-        assert_eq!(tunnel_device(&west, "g1").as_str().len(), 15);
-        assert_ne!(tunnel_device(&west, "g1"), tunnel_device(&west, "g2"));
+        assert_eq!(tunnel_device(&west, "g1", KeySlot::First).as_str().len(), 15);
+        let devices = [("g1", KeySlot::First), ("g2", KeySlot::First), ("g1", KeySlot::Second)];
+        let names = devices.map(|(gateway, slot)| tunnel_device(&west, gateway, slot));
+        assert!(names[0] != names[1] && names[0] != names[2]);
         assert_ne!(pod_link("c", "eth0"), pod_link("c", "eth1"));
     }
 

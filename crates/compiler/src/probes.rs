@@ -8,6 +8,7 @@ use isthmus_model::ids::NodeName;
 use isthmus_model::kernel::Desired;
 use isthmus_model::ownership::{PROBE_PORT, mesh_address};
 
+use crate::facts::NodeFacts;
 use crate::intent::NodeIntent;
 use crate::names::{gateway_probe, tunnel_probe};
 use crate::tunnels::own_tunnels;
@@ -16,10 +17,10 @@ use crate::tunnels::own_tunnels;
 const INTERVAL_MS: u32 = 250;
 const DOWN_AFTER: u8 = 3;
 
-pub(crate) fn add(intent: &NodeIntent, desired: &mut Desired) {
+pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
     let own_mesh = intent.own_blocks().map(|(cidr, _)| mesh_address(cidr));
     desired.dataplane.respond_on = intent.own_addresses().iter().copied().chain(own_mesh).collect();
-    tunnels(intent, desired);
+    tunnels(intent, facts, desired);
     for node in gateways_relied_on(intent) {
         let Some(address) = intent.nodes.get(node).and_then(|node| node.addresses.first()) else { continue };
         let probe = probe(*address, None, None, None);
@@ -27,10 +28,9 @@ pub(crate) fn add(intent: &NodeIntent, desired: &mut Desired) {
     }
 }
 
-fn tunnels(intent: &NodeIntent, desired: &mut Desired) {
-    for (device, (peer, gateway)) in own_tunnels(intent) {
-        let remote = &intent.peers[peer].gateways[gateway];
-        let ends = remote.mesh_addresses.iter().find_map(|target| {
+fn tunnels(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
+    for (device, own) in own_tunnels(intent, &facts.dataplane) {
+        let ends = own.remote.mesh_addresses.iter().find_map(|target| {
             let source = intent.own_mesh_address(target.is_ipv6())?;
             Some((*target, source))
         });

@@ -10,9 +10,12 @@ use isthmus_model::ownership::{COPY_TABLE, mesh_address};
 
 use crate::facts::NodeFacts;
 use crate::intent::{Encapsulation, NodeIntent, Peer, is_v6};
-use crate::names::{gateway_probe, tunnel_device, tunnel_probe};
-use crate::tunnels::{DEFAULT_TUNNEL_MTU, device_mtu};
+use crate::names::{gateway_probe, tunnel_probe};
+use crate::tunnels::{DEFAULT_TUNNEL_MTU, device_mtu, tunnels_to};
 use crate::{FALLBACK_METRIC, MAIN_TABLE, paths};
+
+/// Of a host route beside a better one: behind what the kernel gives to IPv6 routes without metric (1024).
+const OTHER_TUNNELS_METRIC: u32 = 2048;
 
 pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
     pods(facts, desired);
@@ -105,34 +108,57 @@ fn peer_routes(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired, na
         desired.routes.insert(main_table(*cidr, 0), route);
     }
     if peer.is_gateway(intent) {
-        remote_gateways(intent, desired, name, peer);
+        remote_gateways(intent, facts, desired, name, peer);
     }
 }
 
-/// Each remote gateway's own address lies behind its own tunnel and no other.
-fn remote_gateways(intent: &NodeIntent, desired: &mut Desired, name: &PeerName, peer: &Peer) {
-    for (gateway, remote) in &peer.gateways {
-        let hop = NextHop { via: None, link: tunnel_device(name, gateway), onlink: false };
-        for address in &remote.mesh_addresses {
+/// Each remote gateway's own address lies behind its own tunnels and no other: while a key rotates there are several, the
+/// best first. A probe is bound to its device and needs a route by it, up or not (IPv6).
+fn remote_gateways(
+    intent: &NodeIntent,
+    facts: &NodeFacts,
+    desired: &mut Desired,
+    name: &PeerName,
+    peer: &Peer,
+) {
+    let mut tunnels = tunnels_to(name, peer, &facts.dataplane);
+    tunnels.sort_by_key(|(device, own)| (own.draining, !is_up(facts, device)));
+    for (device, own) in tunnels {
+        let hop = NextHop { via: None, link: device, onlink: false };
+        for address in &own.remote.mesh_addresses {
             let source = intent.own_mesh_address(address.is_ipv6());
             let route = Route { kind: RouteKind::Unicast(vec![hop.clone()]), mtu: None, source };
-            desired.routes.insert(main_table(IpNet::from(*address), 0), route);
+            let mut metrics = std::iter::once(0).chain(OTHER_TUNNELS_METRIC..);
+            let free =
+                |metric: &u32| !desired.routes.contains_key(&main_table(IpNet::from(*address), *metric));
+            if let Some(metric) = metrics.find(free) {
+                desired.routes.insert(main_table(IpNet::from(*address), metric), route);
+            }
         }
     }
 }
 
-/// Hops and path MTU on a gateway: all tunnels that answer; all of them while none does.
+fn is_up(facts: &NodeFacts, device: &LinkName) -> bool {
+    facts.dataplane.probes.get(&tunnel_probe(device)).is_some_and(|probe| probe.up)
+}
+
+/// Hops and path MTU on a gateway: all tunnels that answer, but those that drain only if no other does; all while none does.
 fn through_tunnels(
     intent: &NodeIntent,
     facts: &NodeFacts,
     name: &PeerName,
     peer: &Peer,
 ) -> (Vec<NextHop>, u32) {
-    let devices: Vec<LinkName> = peer.gateways.keys().map(|gateway| tunnel_device(name, gateway)).collect();
-    let probe = |device: &LinkName| facts.dataplane.probes.get(&tunnel_probe(device));
-    let used = those_or_all(devices, |device| probe(device).is_some_and(|probe| probe.up));
+    let tunnels = tunnels_to(name, peer, &facts.dataplane);
+    let (draining, lasting): (Vec<_>, Vec<_>) = tunnels.into_iter().partition(|(_, own)| own.draining);
+    let devices = |tunnels: Vec<(LinkName, _)>| tunnels.into_iter().map(|(device, _)| device).collect();
+    let (draining, lasting): (Vec<LinkName>, Vec<LinkName>) = (devices(draining), devices(lasting));
+    let up = |device: &LinkName| is_up(facts, device);
+    let used = if !lasting.iter().any(up) && draining.iter().any(up) { draining } else { lasting };
+    let used = those_or_all(used, up);
     let limit = device_mtu(facts.uplink_mtu(intent.own_addresses()));
-    let measured = used.iter().filter_map(|device| probe(device)?.path_mtu.map(u32::from)).min();
+    let path_mtu = |device: &LinkName| facts.dataplane.probes.get(&tunnel_probe(device))?.path_mtu;
+    let measured = used.iter().filter_map(path_mtu).map(u32::from).min();
     let mut hops: Vec<NextHop> =
         used.into_iter().map(|link| NextHop { via: None, link, onlink: false }).collect();
     hops.sort();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tunnels of a gateway node: one TUN device for each remote gateway.
+//! Tunnels of a gateway node: a device for each remote gateway, and while the key rotates one for each key.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use isthmus_model::dataplane::{DataplaneState, Tunnel};
+use isthmus_model::dataplane::{DataplaneState, KeySlot, Tunnel};
 use isthmus_model::ids::{LinkName, PeerName};
 use isthmus_model::kernel::{Desired, Link, LinkKind};
 use isthmus_model::ownership::WIREGUARD_PORT;
@@ -21,24 +21,61 @@ const KEEPALIVE_S: u16 = 25;
 
 pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
     let mtu = device_mtu(facts.uplink_mtu(intent.own_addresses()));
-    for (device, (name, gateway)) in own_tunnels(intent) {
-        let peer = &intent.peers[name];
+    for (device, own) in own_tunnels(intent, &facts.dataplane) {
         desired.links.insert(device.clone(), Link { kind: LinkKind::Tunnel, mtu, mac: None });
-        let tunnel = tunnel(intent, &facts.dataplane, name, peer, &peer.gateways[gateway]);
-        desired.dataplane.tunnels.insert(device, tunnel);
+        desired.dataplane.tunnels.insert(device, tunnel(intent, &facts.dataplane, &own));
     }
     desired.dataplane.gateway = intent.peers.values().any(|peer| peer.is_gateway(intent));
     desired.dataplane.listen_port = WIREGUARD_PORT;
     desired.dataplane.key_generation = intent.key_generation;
 }
 
-/// The devices of this node and the peer and remote gateway that each leads to.
-pub fn own_tunnels(intent: &NodeIntent) -> BTreeMap<LinkName, (&PeerName, &str)> {
+/// A tunnel of this node.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnTunnel<'a> {
+    /// The peer.
+    pub peer: &'a PeerName,
+    /// The peer's gateway.
+    pub gateway: &'a str,
+    /// What is known of that.
+    pub(crate) remote: &'a RemoteGateway,
+    /// Which key of ours it has.
+    pub key_slot: KeySlot,
+    /// Its key is the one before: it still receives, and nobody is told of it any more.
+    pub draining: bool,
+}
+
+/// The devices of this node and where each leads to.
+pub fn own_tunnels<'a>(
+    intent: &'a NodeIntent,
+    dataplane: &DataplaneState,
+) -> BTreeMap<LinkName, OwnTunnel<'a>> {
     let peers = intent.peers.iter().filter(|(_, peer)| peer.is_gateway(intent));
-    peers
-        .flat_map(|(name, peer)| peer.gateways.keys().map(move |gateway| (name, gateway.as_str())))
-        .map(|(name, gateway)| (tunnel_device(name, gateway), (name, gateway)))
-        .collect()
+    peers.flat_map(|(name, peer)| tunnels_to(name, peer, dataplane)).collect()
+}
+
+/// The tunnels of a gateway node to one peer.
+pub(crate) fn tunnels_to<'a>(
+    name: &'a PeerName,
+    peer: &'a Peer,
+    dataplane: &DataplaneState,
+) -> Vec<(LinkName, OwnTunnel<'a>)> {
+    let mut tunnels = Vec::new();
+    for (gateway, remote) in &peer.gateways {
+        for (key_slot, draining) in key_slots(dataplane) {
+            let tunnel = OwnTunnel { peer: name, gateway, remote, key_slot, draining };
+            tunnels.push((tunnel_device(name, gateway, key_slot), tunnel));
+        }
+    }
+    tunnels
+}
+
+/// Slots of the keys that tunnels have, and whether it is that of the key before.
+fn key_slots(dataplane: &DataplaneState) -> Vec<(KeySlot, bool)> {
+    let next = dataplane.next_public_key.is_some().then_some(false);
+    let previous = dataplane.previous_public_key.is_some().then_some(true);
+    let other = next.or(previous).map(|draining| (dataplane.key_slot.other(), draining));
+    std::iter::once((dataplane.key_slot, false)).chain(other).collect()
 }
 
 /// MTU of a tunnel device over an uplink of `uplink_mtu` bytes; never below IPv6's minimum.
@@ -46,27 +83,31 @@ pub(crate) fn device_mtu(uplink_mtu: u32) -> u32 {
     uplink_mtu.saturating_sub(WIREGUARD_OVERHEAD).clamp(1280, DEFAULT_TUNNEL_MTU)
 }
 
-fn tunnel(
-    intent: &NodeIntent,
-    dataplane: &DataplaneState,
-    name: &PeerName,
-    peer: &Peer,
-    gateway: &RemoteGateway,
-) -> Tunnel {
+fn tunnel(intent: &NodeIntent, dataplane: &DataplaneState, own: &OwnTunnel<'_>) -> Tunnel {
+    let endpoint = endpoint(intent, &own.remote.endpoints);
     Tunnel {
-        peer: name.clone(),
-        peer_key: gateway.public_key.clone(),
-        endpoint: endpoint(intent, &gateway.endpoints)
-            .map(|endpoint| on_own_port(endpoint, dataplane, gateway)),
-        allowed: peer.remote_cidrs.clone(),
+        peer: own.peer.clone(),
+        peer_key: own.remote.public_key.clone(),
+        endpoint: endpoint.map(|endpoint| on_own_port(endpoint, dataplane, own.key_slot, own.remote)),
+        allowed: intent.peers[own.peer].remote_cidrs.clone(),
         keepalive_s: KEEPALIVE_S,
+        key_slot: own.key_slot,
     }
 }
 
-/// Where the remote gateway has a port for each tunnel, the one for ours: it knows us by our key, for a while by the one before.
-fn on_own_port(endpoint: SocketAddr, dataplane: &DataplaneState, gateway: &RemoteGateway) -> SocketAddr {
-    let mut keys = dataplane.public_key.iter().chain(&dataplane.previous_public_key);
-    let port = keys.find_map(|key| gateway.ports.get(key)).copied();
+/// Where the remote gateway has a port for each tunnel, the one for ours: it knows us by our key.
+fn on_own_port(
+    endpoint: SocketAddr,
+    dataplane: &DataplaneState,
+    slot: KeySlot,
+    gateway: &RemoteGateway,
+) -> SocketAddr {
+    let keys = if slot == dataplane.key_slot {
+        [&dataplane.public_key, &None]
+    } else {
+        [&dataplane.next_public_key, &dataplane.previous_public_key]
+    };
+    let port = keys.into_iter().flatten().find_map(|key| gateway.ports.get(key)).copied();
     SocketAddr::new(endpoint.ip(), port.unwrap_or(endpoint.port()))
 }
 
@@ -82,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_port_that_the_peer_has_for_our_key_or_for_the_key_before_it_replaces_the_endpoints() {
+    fn the_port_that_the_peer_has_for_the_tunnels_key_replaces_the_endpoints() {
         let endpoint: SocketAddr = "192.0.2.1:51820".parse().unwrap();
         let gateway = |ports: &[(&str, u16)]| RemoteGateway {
             ports: ports.iter().map(|(key, port)| ((*key).to_owned(), *port)).collect(),
@@ -93,9 +134,9 @@ mod tests {
             previous_public_key: Some("old".into()),
             ..DataplaneState::default()
         };
-        let port = |ports| on_own_port(endpoint, &ours, &gateway(ports)).port();
-        assert_eq!(port(&[("new", 51823), ("old", 51822)]), 51823);
-        assert_eq!(port(&[("old", 51822)]), 51822);
-        assert_eq!(port(&[("another's", 51825)]), 51820);
+        let port = |slot, ports| on_own_port(endpoint, &ours, slot, &gateway(ports)).port();
+        let both = [("new", 51823), ("old", 51822)];
+        assert_eq!((port(KeySlot::First, &both), port(KeySlot::Second, &both)), (51823, 51822));
+        assert_eq!(port(KeySlot::First, &[("another's", 51825)]), 51820);
     }
 }

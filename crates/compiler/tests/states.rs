@@ -7,8 +7,8 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use isthmus_compiler::*;
-use isthmus_model::dataplane::ProbeState;
-use isthmus_model::ids::LinkName;
+use isthmus_model::dataplane::{KeySlot, ProbeState};
+use isthmus_model::ids::{LinkName, PeerName};
 use isthmus_model::kernel::{Desired, Route, RouteKind};
 use isthmus_model::nft::Set;
 use isthmus_model::ownership::{COPY_TABLE, ROUTE_TABLES};
@@ -149,7 +149,7 @@ fn an_egress_policy_without_a_gateway_lets_nothing_out() {
 fn a_tunnel_that_is_down_carries_nothing_while_another_is_up_and_all_carry_while_none_is() {
     let intent = with_peer(cluster("n1"), &["n1"]);
     let west = "west".parse().unwrap();
-    let devices = ["g0", "g1"].map(|gateway| tunnel_device(&west, gateway));
+    let devices = ["g0", "g1"].map(|gateway| tunnel_device(&west, gateway, KeySlot::First));
     let mut facts = facts_of_n1();
     assert_eq!(hops(&compile(&intent, &facts)), devices.clone().into());
     let up = ProbeState { up: true, path_mtu: Some(1380), ..ProbeState::default() };
@@ -158,6 +158,57 @@ fn a_tunnel_that_is_down_carries_nothing_while_another_is_up_and_all_carry_while
     assert_eq!(hops(&desired), [devices[1].clone()].into());
     assert_eq!(route_to(&desired, "10.2.0.0/16").mtu, Some(1380), "as measured");
     assert_eq!(desired.dataplane.probes.len(), 2, "the other one is probed on");
+}
+
+#[test]
+fn while_the_key_rotates_tunnels_with_both_keys_carry_then_those_with_the_new_one_alone() {
+    let mut intent = with_peer(cluster("n1"), &["n1"]);
+    let west: PeerName = "west".parse().unwrap();
+    intent.peers.get_mut(&west).unwrap().gateways.remove("g1");
+    let [old, new] = [KeySlot::First, KeySlot::Second].map(|slot| tunnel_device(&west, "g0", slot));
+    let up = ProbeState { up: true, path_mtu: Some(1380), ..ProbeState::default() };
+    let mut facts = facts_of_n1();
+    facts.dataplane.public_key = Some("present".into());
+    facts.dataplane.probes.insert(tunnel_probe(&old), up.clone());
+    assert_eq!(compile(&intent, &facts).dataplane.tunnels.len(), 1);
+
+    facts.dataplane.next_public_key = Some("next".into());
+    let desired = compile(&intent, &facts);
+    assert_eq!(desired.dataplane.tunnels[&new].key_slot, KeySlot::Second);
+    assert_eq!(hops(&desired), [old.clone()].into(), "the new tunnel is not up yet");
+    let mesh = |desired: &Desired| -> Vec<(u32, LinkName)> {
+        let to_g0 = desired.routes.iter().filter(|(key, _)| key.destination == net("10.2.0.0/32"));
+        let in_main = to_g0.filter(|(key, _)| key.table == MAIN_TABLE);
+        in_main
+            .filter_map(|(key, route)| match &route.kind {
+                RouteKind::Unicast(hops) => Some((key.metric, hops[0].link.clone())),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(
+        mesh(&desired),
+        [(0, old.clone()), (2048, new.clone())],
+        "each probe has a route by its device"
+    );
+
+    facts.dataplane.probes.insert(tunnel_probe(&new), up.clone());
+    assert_eq!(hops(&compile(&intent, &facts)), [old.clone(), new.clone()].into());
+
+    facts.dataplane.key_slot = KeySlot::Second;
+    facts.dataplane.previous_public_key = std::mem::take(&mut facts.dataplane.public_key);
+    facts.dataplane.public_key = std::mem::take(&mut facts.dataplane.next_public_key);
+    let desired = compile(&intent, &facts);
+    assert_eq!(hops(&desired), [new.clone()].into(), "what drains is sent nothing");
+    assert!(desired.dataplane.tunnels.contains_key(&old), "and still receives");
+    assert_eq!(mesh(&desired), [(0, new.clone()), (2048, old.clone())]);
+
+    facts.dataplane.probes.insert(tunnel_probe(&new), ProbeState::default());
+    assert_eq!(hops(&compile(&intent, &facts)), [old.clone()].into(), "better the key before than nothing");
+
+    facts.dataplane.previous_public_key = None;
+    let desired = compile(&intent, &facts);
+    assert_eq!(desired.dataplane.tunnels.keys().collect::<Vec<_>>(), [&new]);
 }
 
 #[test]
@@ -249,7 +300,7 @@ fn states() -> impl Strategy<Value = (NodeIntent, NodeFacts)> {
         if egress {
             intent = with_egress(intent, gateways.first().copied());
         }
-        let device = tunnel_device(&"west".parse().unwrap(), "g0");
+        let device = tunnel_device(&"west".parse().unwrap(), "g0", KeySlot::First);
         facts
             .dataplane
             .probes

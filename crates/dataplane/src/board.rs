@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::{DataplaneState, ProbeState, TunnelState, WireGuardMode};
+use isthmus_model::dataplane::{DataplaneState, KeySlot, ProbeState, TunnelState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 
 /// Reports are at least this far apart.
@@ -36,29 +36,43 @@ pub(crate) struct Told {
     at: Instant,
 }
 
+/// What is told of our keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnKeys {
+    pub(crate) present: String,
+    pub(crate) slot: KeySlot,
+    pub(crate) generation: u64,
+    /// The key before, while peers may still use it.
+    pub(crate) previous: Option<String>,
+    /// The key after, while tunnels with it come up.
+    pub(crate) next: Option<String>,
+}
+
 impl Board {
-    pub(crate) fn new(public_key: String, mode: WireGuardMode) -> Self {
-        let state = DataplaneState { public_key: Some(public_key), mode, ..DataplaneState::default() };
-        Self { posted: Mutex::new(Posted { state, ..Posted::default() }), news: Condvar::new() }
+    pub(crate) fn new(keys: OwnKeys, mode: WireGuardMode) -> Self {
+        let state = DataplaneState { mode, ..DataplaneState::default() };
+        let board = Self { posted: Mutex::new(Posted { state, ..Posted::default() }), news: Condvar::new() };
+        board.post_keys(keys);
+        board
     }
 
-    pub(crate) fn post_key(&self, public_key: String, generation: u64) {
+    pub(crate) fn post_keys(&self, keys: OwnKeys) {
         self.post(|state| {
-            let changed =
-                state.public_key.as_ref() != Some(&public_key) || state.key_generation != generation;
-            state.public_key = Some(public_key);
-            state.key_generation = generation;
-            changed
+            let told = |state: &DataplaneState| {
+                let keys = [&state.public_key, &state.previous_public_key, &state.next_public_key];
+                (keys.map(Clone::clone), state.key_slot, state.key_generation)
+            };
+            let before = told(state);
+            (state.key_slot, state.key_generation) = (keys.slot, keys.generation);
+            state.public_key = Some(keys.present);
+            (state.previous_public_key, state.next_public_key) = (keys.previous, keys.next);
+            told(state) != before
         });
     }
 
-    /// The key before the newest, while peers may still use that.
-    pub(crate) fn post_previous_key(&self, previous: Option<String>) {
-        self.post(|state| {
-            let changed = state.previous_public_key != previous;
-            state.previous_public_key = previous;
-            changed
-        });
+    /// What probes measured last.
+    pub(crate) fn probes(&self) -> BTreeMap<String, ProbeState> {
+        self.lock().state.probes.clone()
     }
 
     pub(crate) fn post_tunnels(&self, tunnels: BTreeMap<LinkName, TunnelState>) {
@@ -142,7 +156,9 @@ mod tests {
 
     #[test]
     fn a_path_that_goes_down_is_told_within_the_gap_and_a_round_trip_is_not() {
-        let board = Arc::new(Board::new("k".into(), WireGuardMode::Userspace));
+        let keys =
+            OwnKeys { present: "k".into(), slot: KeySlot::First, generation: 0, previous: None, next: None };
+        let board = Arc::new(Board::new(keys, WireGuardMode::Userspace));
         board.post_probes(probes(true, 5));
         let (_, told) = board.wait(None).unwrap();
         let started = Instant::now();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::dataplane::{DataplaneConfig, TunnelState};
 use isthmus_model::ids::LinkName;
+use isthmus_wg::accept;
 use isthmus_wg_kernel::{Change, Device, WireGuard};
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -24,33 +25,29 @@ use crate::board::Board;
 use crate::keys::KeyStore;
 use crate::packets::devices::{MTU_BYTES, is_tunnel_name};
 use crate::packets::{Command, PacketThread};
-use plan::{Wanted, accept, is_alive, peer_change, ports};
+use crate::rotation::Rotation;
+use plan::{Wanted, is_alive, peer_change, ports};
 
 /// How often it is looked whether somebody has deleted a device.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often what the kernel counted is posted.
 const POST_EVERY: Duration = Duration::from_millis(500);
-const NO_ROTATION: &str = "the key cannot be rotated without loss while the kernel encrypts: a device there has one key. \
-     Start the data plane with --wireguard userspace for the time of the rotation";
-
 /// Starts the thread, without tunnels.
 ///
 /// # Errors
 /// No descriptors or threads left.
-pub(crate) fn start(wireguard: WireGuard, mut keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThread> {
-    // A rotation that this process began in userspace: the peers have been told of the newer key.
-    keys.finish_rotation().map_err(|error| io::Error::other(error.to_string()))?;
+pub(crate) fn start(wireguard: WireGuard, keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThread> {
     let (commands, commanded) = channel();
     let (bell, ear) = bell()?;
     let now = Instant::now();
     let keeper = Keeper {
         wireguard,
-        keys,
+        rotation: Rotation::new(keys, now),
         board,
         commanded,
         ear,
+        config: DataplaneConfig::default(),
         wanted: BTreeMap::new(),
-        base_port: 0,
         swept: false,
         told_alive: BTreeSet::new(),
         next_look: now,
@@ -62,12 +59,13 @@ pub(crate) fn start(wireguard: WireGuard, mut keys: KeyStore, board: Arc<Board>)
 
 struct Keeper {
     wireguard: WireGuard,
-    keys: KeyStore,
+    rotation: Rotation,
     board: Arc<Board>,
     commanded: Receiver<Command>,
     ear: Ear,
+    /// As it was told last.
+    config: DataplaneConfig,
     wanted: BTreeMap<LinkName, Wanted>,
-    base_port: u16,
     /// What an earlier process left behind is taken away once, with the first configuration.
     swept: bool,
     told_alive: BTreeSet<LinkName>,
@@ -90,7 +88,10 @@ impl Keeper {
             }
             if now >= self.next_post {
                 self.next_post = now + POST_EVERY;
-                self.post();
+                let tunnels = self.post();
+                if self.rotation.step(&self.config, &tunnels, &self.board.probes(), now) {
+                    self.post();
+                }
             }
         }
     }
@@ -99,8 +100,8 @@ impl Keeper {
         self.ear.hush();
         while let Ok(command) = self.commanded.try_recv() {
             let (failures, answer) = match command {
-                Command::Configure(config, answer) => (self.configure(&config), answer),
-                Command::RotateKey(answer) => (vec![NO_ROTATION.to_owned()], answer),
+                Command::Configure(config, answer) => (self.configure(*config), answer),
+                Command::RotateKey(answer) => (self.rotation.begin(Instant::now()), answer),
             };
             self.post();
             // Whoever asked may have gone; what it asked for is done.
@@ -108,23 +109,25 @@ impl Keeper {
         }
     }
 
-    fn configure(&mut self, config: &DataplaneConfig) -> Vec<String> {
+    fn configure(&mut self, config: DataplaneConfig) -> Vec<String> {
         let mut failures = Vec::new();
         let none = BTreeMap::new();
         let tunnels = if config.gateway { &config.tunnels } else { &none };
         if !config.gateway && !config.tunnels.is_empty() {
             failures.push("tunnels were given to a node that is no gateway; none of them runs".to_owned());
         }
-        if config.key_generation > self.keys.generation() {
-            failures.push(format!("key generation {}: {NO_ROTATION}", config.key_generation));
-        }
-        let (mut wanted, refusals) = accept(tunnels, self.keys.newest().public());
+        let keys = self.rotation.keys().by_slot();
+        let keys = keys.into_iter().map(|(slot, key)| (slot, key.public())).collect();
+        let (accepted, refusals) = accept(tunnels, &keys);
         failures.extend(refusals.iter().map(ToString::to_string));
+        let mut wanted: BTreeMap<LinkName, Wanted> =
+            accepted.into_iter().map(|(name, (peer, tunnel))| (name, Wanted::new(peer, tunnel))).collect();
         let mut before = std::mem::take(&mut self.wanted);
         for (name, wanted) in &mut wanted {
             wanted.told = before.remove(name).filter(|old| old.peer == wanted.peer).and_then(|old| old.told);
         }
-        (self.wanted, self.base_port) = (wanted, config.listen_port);
+        self.wanted = wanted;
+        self.config = config;
         self.take_away(before.into_keys().map(|name| name.to_string()).collect());
         if !std::mem::replace(&mut self.swept, true) {
             self.sweep();
@@ -177,12 +180,17 @@ impl Keeper {
     /// Returns the device's port.
     fn bring(&mut self, name: &LinkName, seen: Option<Device>, others: &BTreeSet<u16>) -> io::Result<u16> {
         let Some(wanted) = self.wanted.get_mut(name) else { return Err(io::ErrorKind::NotFound.into()) };
+        let own = self
+            .rotation
+            .keys()
+            .by_slot()
+            .remove(&wanted.key_slot)
+            .ok_or_else(|| io::Error::other("its key is gone"))?;
         let made = seen.is_none();
         if made {
             self.wireguard.create(name.as_str(), MTU_BYTES)?;
         }
         let seen = seen.unwrap_or_default();
-        let own = self.keys.newest();
         let private_key = (seen.public_key != Some(*own.public().as_bytes())).then(|| own.as_bytes());
         let (peer, only_this_peer) = match peer_change(wanted, &seen, unix_now()) {
             Some((change, only)) => (Some(change), only),
@@ -194,7 +202,7 @@ impl Keeper {
         }
         wanted.told = Some(wanted.endpoint);
         let has = (seen.listen_port != 0).then_some(seen.listen_port);
-        let candidates = ports(self.base_port, has, others);
+        let candidates = ports(self.config.listen_port, has, others);
         if !made && candidates.first().copied() == has {
             return Ok(seen.listen_port);
         }
@@ -217,7 +225,8 @@ impl Keeper {
         }
     }
 
-    fn post(&mut self) {
+    /// Tells what the kernel counted and what keys there are.
+    fn post(&mut self) -> BTreeMap<LinkName, TunnelState> {
         let now = unix_now();
         let mut states = BTreeMap::new();
         let mut alive = BTreeSet::new();
@@ -245,8 +254,9 @@ impl Keeper {
             tracing::warn!(tunnel = %name, "session is over");
         }
         self.told_alive = alive;
-        self.board.post_tunnels(states);
-        self.board.post_key(self.keys.newest().public().to_string(), self.keys.generation());
+        self.board.post_tunnels(states.clone());
+        self.board.post_keys(self.rotation.keys().told());
+        states
     }
 }
 

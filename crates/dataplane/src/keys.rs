@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node's WireGuard key on disk. It is made here, leaves neither the process nor the node, and is never printed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use isthmus_wg::{InvalidKey, PrivateKey};
+use isthmus_model::dataplane::KeySlot;
+use isthmus_wg::{InvalidKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
+
+use crate::board::OwnKeys;
 
 /// Why there is no key.
 #[derive(Debug, thiserror::Error)]
@@ -30,33 +34,56 @@ pub enum KeyError {
     },
 }
 
-/// The present key, and the next one while it rotates.
+/// The present key, and the one beside it while it rotates.
 pub(crate) struct KeyStore {
     dir: PathBuf,
     present: PrivateKey,
     next: Option<PrivateKey>,
+    /// The key before, until no peer uses it any more.
+    previous: Option<PrivateKey>,
     generation: u64,
+    /// Keys that have the second slot. What is not among them has the first.
+    second: Vec<PublicKey>,
 }
 
-/// Holds the generation of the newest key as a decimal number; absent for the first.
+const PRESENT: &str = "wireguard.key";
+const NEXT: &str = "wireguard.key.next";
+const PREVIOUS: &str = "wireguard.key.previous";
+/// Holds the generation of the present key as a decimal number; absent for the first.
 const GENERATION_FILE: &str = "wireguard.generation";
+/// Holds the public keys that have the second slot, one a line. Written before such a key is, so that a slot is never wrong.
+const SECOND_SLOT_FILE: &str = "wireguard.second";
 
 impl KeyStore {
     /// Reads the key, or makes one.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, KeyError> {
         let dir = state_dir.join("keys");
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| at(&dir, error))?;
-        let present = match read(&dir.join("wireguard.key"))? {
+        let present = match read(&dir.join(PRESENT))? {
             Some(key) => key,
             None => {
                 let key = generate(&dir)?;
-                write(&dir, "wireguard.key", key.to_base64().as_bytes())?;
+                write(&dir, PRESENT, key.to_base64().as_bytes())?;
                 key
             }
         };
-        let next = read(&dir.join("wireguard.key.next"))?;
+        let (next, previous) = (read(&dir.join(NEXT))?, read(&dir.join(PREVIOUS))?);
         let generation = fs::read_to_string(dir.join(GENERATION_FILE)).unwrap_or_default();
-        Ok(Self { dir, present, next, generation: generation.trim().parse().unwrap_or_default() })
+        let second = fs::read_to_string(dir.join(SECOND_SLOT_FILE)).unwrap_or_default();
+        let mut store = Self {
+            dir,
+            present,
+            next,
+            previous,
+            generation: generation.trim().parse().unwrap_or_default(),
+            second: second.lines().filter_map(|line| line.parse().ok()).collect(),
+        };
+        // A switch that was begun and not ended: the present key had been put aside already.
+        let present = store.present.public();
+        if store.previous.as_ref().is_some_and(|previous| previous.public() == present) {
+            store.forget_previous()?;
+        }
+        Ok(store)
     }
 
     pub(crate) fn present(&self) -> &PrivateKey {
@@ -67,21 +94,46 @@ impl KeyStore {
         self.next.as_ref()
     }
 
-    pub(crate) fn newest(&self) -> &PrivateKey {
-        self.next.as_ref().unwrap_or(&self.present)
+    pub(crate) fn previous(&self) -> Option<&PrivateKey> {
+        self.previous.as_ref()
     }
 
-    /// Generation of the newest key.
+    /// Generation of the present key.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Makes the key of a later generation. Interrupted, it is done again with the same key.
-    pub(crate) fn make_generation(&mut self, generation: u64) -> Result<&PrivateKey, KeyError> {
-        self.make_next()?;
+    /// Slot of the present key.
+    pub(crate) fn slot(&self) -> KeySlot {
+        self.slot_of(&self.present)
+    }
+
+    /// All keys by their slots: one, or two while the key rotates.
+    pub(crate) fn by_slot(&self) -> BTreeMap<KeySlot, &PrivateKey> {
+        let keys = [Some(&self.present), self.next.as_ref(), self.previous.as_ref()];
+        keys.into_iter().flatten().map(|key| (self.slot_of(key), key)).collect()
+    }
+
+    fn slot_of(&self, key: &PrivateKey) -> KeySlot {
+        if self.second.contains(&key.public()) { KeySlot::Second } else { KeySlot::First }
+    }
+
+    /// What is told: the next key beside the present one, then the previous beside it.
+    pub(crate) fn told(&self) -> OwnKeys {
+        let told = |key: &Option<PrivateKey>| key.as_ref().map(|key| key.public().to_string());
+        OwnKeys {
+            present: self.present.public().to_string(),
+            slot: self.slot(),
+            generation: self.generation,
+            previous: told(&self.previous),
+            next: told(&self.next),
+        }
+    }
+
+    fn write_generation(&mut self, generation: u64) -> Result<(), KeyError> {
         write(&self.dir, GENERATION_FILE, generation.to_string().as_bytes())?;
         self.generation = generation;
-        self.make_next()
+        Ok(())
     }
 
     /// Makes the next key, if there is none.
@@ -90,20 +142,52 @@ impl KeyStore {
             Some(next) => next,
             None => {
                 let next = generate(&self.dir)?;
-                write(&self.dir, "wireguard.key.next", next.to_base64().as_bytes())?;
+                if self.slot() == KeySlot::First {
+                    self.give_second_slot(&next)?;
+                }
+                write(&self.dir, NEXT, next.to_base64().as_bytes())?;
                 next
             }
         };
         Ok(self.next.insert(next))
     }
 
-    /// The next key becomes the present one; the old is gone for good.
-    pub(crate) fn finish_rotation(&mut self) -> Result<(), KeyError> {
+    fn give_second_slot(&mut self, key: &PrivateKey) -> Result<(), KeyError> {
+        let kept = [Some(&self.present), self.previous.as_ref()];
+        let kept = kept.into_iter().flatten().filter(|key| self.slot_of(key) == KeySlot::Second);
+        let second: Vec<PublicKey> = kept.chain([key]).map(PrivateKey::public).collect();
+        let lines: Vec<String> = second.iter().map(ToString::to_string).collect();
+        write(&self.dir, SECOND_SLOT_FILE, lines.join("\n").as_bytes())?;
+        self.second = second;
+        Ok(())
+    }
+
+    /// The next key becomes the present one, of this generation; the old is kept as the previous one.
+    pub(crate) fn switch(&mut self, generation: u64) -> Result<(), KeyError> {
         let Some(next) = self.next.take() else { return Ok(()) };
-        self.present = next;
-        let path = self.dir.join("wireguard.key");
-        fs::rename(self.dir.join("wireguard.key.next"), &path).map_err(|error| at(&path, error))?;
+        if let Err(error) = write(&self.dir, PREVIOUS, self.present.to_base64().as_bytes()) {
+            self.next = Some(next);
+            return Err(error);
+        }
+        self.previous = Some(std::mem::replace(&mut self.present, next));
+        self.put_next_in_place()?;
+        // After the key: a generation is never told before its key is in use.
+        self.write_generation(generation)
+    }
+
+    fn put_next_in_place(&self) -> Result<(), KeyError> {
+        let path = self.dir.join(PRESENT);
+        fs::rename(self.dir.join(NEXT), &path).map_err(|error| at(&path, error))?;
         sync_dir(&self.dir).map_err(|error| at(&path, error))
+    }
+
+    /// The previous key is gone for good.
+    pub(crate) fn forget_previous(&mut self) -> Result<(), KeyError> {
+        if self.previous.take().is_none() {
+            return Ok(());
+        }
+        let path = self.dir.join(PREVIOUS);
+        fs::remove_file(&path).and_then(|()| sync_dir(&self.dir)).map_err(|error| at(&path, error))
     }
 }
 
@@ -171,26 +255,39 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_survives_a_restart_in_its_middle_and_ends_with_one_key() {
+    fn a_switch_keeps_the_key_before_until_it_is_forgotten_and_keys_take_turns_in_two_slots() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = KeyStore::open(dir.path()).unwrap();
-        let (old, next) = (store.present().public(), store.make_next().unwrap().public());
-        let mut store = KeyStore::open(dir.path()).unwrap();
-        assert_eq!((store.present().public(), store.newest().public()), (old, next));
-        store.finish_rotation().unwrap();
-        let store = KeyStore::open(dir.path()).unwrap();
-        assert_eq!((store.present().public(), store.next().is_none()), (next, true));
+        let reopened = || KeyStore::open(dir.path()).unwrap();
+        let mut store = reopened();
+        let first = store.present().public();
+        let second = store.make_next().unwrap().public();
+        let told = reopened().told();
+        assert_eq!((told.present, told.next), (first.to_string(), Some(second.to_string())));
+        assert_eq!((told.slot, told.generation), (KeySlot::First, 0));
+        store.switch(4).unwrap();
+        let mut store = reopened();
+        let told = store.told();
+        assert_eq!((told.present, told.previous), (second.to_string(), Some(first.to_string())));
+        assert_eq!((told.slot, told.generation), (KeySlot::Second, 4));
+        assert_eq!(store.by_slot()[&KeySlot::First].public(), first);
+        store.forget_previous().unwrap();
+        assert_eq!(reopened().by_slot().len(), 1);
+        store.make_next().unwrap();
+        store.switch(5).unwrap();
+        assert_eq!((reopened().slot(), reopened().generation()), (KeySlot::First, 5));
+        assert_eq!(reopened().by_slot()[&KeySlot::Second].public(), second);
     }
 
     #[test]
-    fn a_key_of_a_later_generation_is_remembered_as_such() {
+    fn a_switch_that_ends_before_the_new_key_is_in_place_has_not_begun() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = KeyStore::open(dir.path()).unwrap();
-        assert_eq!(store.generation(), 0);
-        let next = store.make_generation(3).unwrap().public();
-        store.finish_rotation().unwrap();
+        let (old, next) = (store.present().public(), store.make_next().unwrap().public());
+        let keys = dir.path().join("keys");
+        fs::copy(keys.join(PRESENT), keys.join(PREVIOUS)).unwrap();
         let store = KeyStore::open(dir.path()).unwrap();
-        assert_eq!((store.present().public(), store.generation()), (next, 3));
+        assert_eq!((store.present().public(), store.next().unwrap().public()), (old, next));
+        assert!(store.previous().is_none() && !keys.join(PREVIOUS).exists());
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod keys;
 mod owner;
 mod packets;
 mod probe;
+mod rotation;
 mod wire;
 
 use std::path::PathBuf;
@@ -105,7 +106,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let keys = keys::KeyStore::open(&options.state_dir)?;
     let kernel = kernel_wireguard(options.wireguard)?;
     let mode = if kernel.is_some() { WireGuardMode::Kernel } else { WireGuardMode::Userspace };
-    let board = Arc::new(board::Board::new(keys.newest().public().to_string(), mode));
+    let board = Arc::new(board::Board::new(keys.told(), mode));
     let packets = match kernel {
         Some(wireguard) => in_kernel::start(wireguard, keys, Arc::clone(&board)),
         None => packets::start(keys, Arc::clone(&board)),

@@ -11,15 +11,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_model::dataplane::{DataplaneConfig, TunnelState};
+use isthmus_model::dataplane::{DataplaneConfig, KeySlot, TunnelState};
 use isthmus_model::ids::LinkName;
 use isthmus_packet_io::{READ_BYTES, ReceiveBatch, SLOT_BYTES, SendBatch, UdpPort};
-use isthmus_wg::{Action, Drop, Engine, OVERHEAD_BYTES, TunnelId};
+use isthmus_wg::{Action, Drop, Engine, OVERHEAD_BYTES, PrivateKey, TunnelId};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::bell::{Bell, Ear, bell, sleep_until};
 use crate::board::Board;
 use crate::keys::KeyStore;
+use crate::rotation::Rotation;
 use devices::Devices;
 
 /// Packets taken from one device, or batches from the port, before the others have their turn.
@@ -77,18 +78,15 @@ pub(crate) fn start(keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThrea
     getrandom::fill(&mut first_index).map_err(|error| io::Error::other(error.to_string()))?;
     let now = Instant::now();
     let mut engine = Engine::new(keys.present().clone(), u32::from_le_bytes(first_index), now);
-    if let Some(next) = keys.next() {
-        // The process ended in the middle of a rotation.
-        engine.rotate(next.clone(), now);
-    }
+    engine.set_keys(owned(&keys));
     let carrier = Carrier {
-        keys,
+        rotation: Rotation::new(keys, now),
+        config: DataplaneConfig::default(),
         engine,
         board,
         commanded,
         ear,
         wanted_port: None,
-        wanted_generation: 0,
         port: None,
         devices: Devices::default(),
         received: ReceiveBatch::default(),
@@ -118,13 +116,14 @@ impl Default for Scratch {
 }
 
 struct Carrier {
-    keys: KeyStore,
+    rotation: Rotation,
+    /// As it was told last.
+    config: DataplaneConfig,
     engine: Engine,
     board: Arc<Board>,
     commanded: Receiver<Command>,
     ear: Ear,
     wanted_port: Option<u16>,
-    wanted_generation: u64,
     port: Option<UdpPort>,
     devices: Devices,
     received: ReceiveBatch,
@@ -157,7 +156,7 @@ impl Carrier {
                 self.devices.lost(id);
             }
             if ready.port {
-                self.carry_in(now);
+                self.carry_in();
             }
             for id in ready.devices {
                 self.carry_out(id, now);
@@ -172,7 +171,11 @@ impl Carrier {
             }
             if now >= self.next_post {
                 self.next_post = now + POST_EVERY;
-                self.post();
+                let tunnels = self.post();
+                if self.rotation.step(&self.config, &tunnels, &self.board.probes(), now) {
+                    self.engine.set_keys(owned(self.rotation.keys()));
+                    self.post();
+                }
             }
         }
     }
@@ -207,7 +210,7 @@ impl Carrier {
         self.ear.hush();
         while let Ok(command) = self.commanded.try_recv() {
             let (failures, answer) = match command {
-                Command::Configure(config, answer) => (self.configure(&config), answer),
+                Command::Configure(config, answer) => (self.configure(*config), answer),
                 Command::RotateKey(answer) => (self.rotate_key(), answer),
             };
             self.post();
@@ -216,7 +219,7 @@ impl Carrier {
         }
     }
 
-    fn configure(&mut self, config: &DataplaneConfig) -> Vec<String> {
+    fn configure(&mut self, config: DataplaneConfig) -> Vec<String> {
         let mut failures = Vec::new();
         let none = BTreeMap::new();
         let tunnels = if config.gateway { &config.tunnels } else { &none };
@@ -233,24 +236,8 @@ impl Carrier {
             self.port = None;
         }
         failures.extend(self.open_port().err());
-        self.wanted_generation = config.key_generation;
+        self.config = config;
         failures
-    }
-
-    /// Rotates to the generation that is wanted, once the rotation before is over.
-    fn follow_generation(&mut self) {
-        if self.wanted_generation <= self.keys.generation() || self.engine.public_keys().len() > 1 {
-            return;
-        }
-        let generation = self.wanted_generation;
-        match self.keys.make_generation(generation) {
-            Ok(next) => {
-                let next = next.clone();
-                self.engine.rotate(next, Instant::now());
-                tracing::info!(public_key = %self.keys.newest().public(), generation, "new key made");
-            }
-            Err(error) => tracing::error!(%error, "the key cannot be rotated"),
-        }
     }
 
     fn open_port(&mut self) -> Result<(), String> {
@@ -264,21 +251,12 @@ impl Carrier {
     }
 
     fn rotate_key(&mut self) -> Vec<String> {
-        if self.engine.public_keys().len() > 1 {
-            return vec!["the last rotation is not over: a peer has not used the new key yet".to_owned()];
-        }
-        match self.keys.make_next() {
-            Ok(next) => {
-                let next = next.clone();
-                self.engine.rotate(next, Instant::now());
-                tracing::info!(public_key = %self.keys.newest().public(), "new key made");
-                Vec::new()
-            }
-            Err(error) => vec![error.to_string()],
-        }
+        let failures = self.rotation.begin(Instant::now());
+        self.engine.set_keys(owned(self.rotation.keys()));
+        failures
     }
 
-    fn carry_in(&mut self, now: Instant) {
+    fn carry_in(&mut self) {
         for _ in 0..TURN_BATCHES {
             let Some(port) = &self.port else { return };
             let more = self.received.fill(port).unwrap_or_else(|error| {
@@ -286,7 +264,7 @@ impl Carrier {
                 false
             });
             for (from, datagram) in self.received.datagrams() {
-                match self.engine.handle_datagram(from, datagram, &mut self.scratch.from_port, now) {
+                match self.engine.handle_datagram(from, datagram, &mut self.scratch.from_port) {
                     Action::Deliver { tunnel, packet } => self.devices.write(tunnel, packet),
                     Action::Send { to, datagram } => reply(&mut self.outgoing, port, to, datagram),
                     Action::Dropped(reason) => *self.drops.entry(reason).or_default() += 1,
@@ -345,16 +323,8 @@ impl Carrier {
         }
     }
 
-    fn post(&mut self) {
-        if self.keys.next().is_some() && self.engine.public_keys() == [self.keys.newest().public()] {
-            match self.keys.finish_rotation() {
-                Ok(()) => {
-                    tracing::info!(public_key = %self.keys.newest().public(), "rotation over, old key gone")
-                }
-                Err(error) => tracing::error!(%error, "the old key cannot be taken away"),
-            }
-        }
-        self.follow_generation();
+    /// Tells what was counted and what keys there are.
+    fn post(&mut self) -> BTreeMap<LinkName, TunnelState> {
         if !self.drops.is_empty() {
             tracing::debug!(drops = ?self.drops, "dropped since the last post");
             self.drops.clear();
@@ -386,11 +356,15 @@ impl Carrier {
             tracing::warn!(tunnel = %name, "session is over; a new one is asked for every 5 s");
         }
         self.told_handshakes = handshakes;
-        self.board.post_tunnels(states);
-        let previous = self.keys.next().map(|_| self.keys.present().public().to_string());
-        self.board.post_previous_key(previous);
-        self.board.post_key(self.keys.newest().public().to_string(), self.keys.generation());
+        self.board.post_tunnels(states.clone());
+        self.board.post_keys(self.rotation.keys().told());
+        states
     }
+}
+
+/// The keys, for the engine.
+fn owned(keys: &KeyStore) -> BTreeMap<KeySlot, PrivateKey> {
+    keys.by_slot().into_iter().map(|(slot, key)| (slot, key.clone())).collect()
 }
 
 /// Sends what is due; without a port it goes nowhere.

@@ -6,8 +6,9 @@
 #[allow(dead_code, unreachable_pub)]
 mod lab;
 
-use isthmus_model::dataplane::{DataplaneConfig, Request, Tunnel, WireGuardMode};
+use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, Request, Tunnel, WireGuardMode};
 use isthmus_model::ids::LinkName;
+use lab::agents::{rotates, survives_in_each_phase};
 use lab::{Pair, TUNNEL, ping_loss, tunnel, with_kernel};
 
 #[test]
@@ -67,7 +68,7 @@ fn each_device_has_a_port_of_its_own_a_deleted_one_is_made_again_and_unwanted_on
     let Some(mut pair) = with_kernel("kernel, devices", ["kernel", "userspace"]) else { return };
     let (second, config) = with_second_tunnel(&pair);
     pair.east.request(&Request::Configure(config.clone()));
-    let ports = |state: &isthmus_model::dataplane::DataplaneState| -> Vec<Option<u16>> {
+    let ports = |state: &DataplaneState| -> Vec<Option<u16>> {
         state.tunnels.values().map(|tunnel| tunnel.listen_port).collect()
     };
     // 51821 is the probes'.
@@ -117,11 +118,29 @@ fn a_node_changes_from_the_kernel_to_the_process_and_back_and_its_peer_need_not_
 }
 
 #[test]
-fn a_rotation_that_would_lose_packets_is_refused_and_says_what_to_do() {
-    let Some(mut pair) = with_kernel("kernel, rotation", ["kernel", "userspace"]) else { return };
-    let key = pair.east.state().public_key;
-    pair.east.request(&Request::RotateKey);
-    let why = pair.east.until_failed("the rotation is refused");
-    assert!(why.contains("--wireguard userspace"), "{why}");
-    assert_eq!(pair.east.state().public_key, key);
+fn a_key_rotates_between_two_kernels_without_a_packet_lost() {
+    if let Some(mut pair) = with_kernel("kernel to kernel, rotation", ["kernel", "kernel"]) {
+        rotates(&mut pair);
+    }
+}
+
+#[test]
+fn a_key_of_the_kernel_rotates_towards_a_process_without_a_packet_lost() {
+    if let Some(mut pair) = with_kernel("kernel to userspace, rotation", ["kernel", "userspace"]) {
+        rotates(&mut pair);
+    }
+}
+
+#[test]
+fn a_key_of_a_process_rotates_towards_the_kernel_without_a_packet_lost() {
+    if let Some(mut pair) = with_kernel("userspace to kernel, rotation", ["userspace", "kernel"]) {
+        rotates(&mut pair);
+    }
+}
+
+#[test]
+fn a_rotation_survives_the_process_in_each_of_its_phases() {
+    if let Some(mut pair) = with_kernel("kernel, rotation, killed", ["kernel", "kernel"]) {
+        survives_in_each_phase(&mut pair);
+    }
 }

@@ -7,7 +7,7 @@ mod lab;
 
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::Request;
+use lab::agents::{rotates, survives_in_each_phase};
 use lab::{TUNNEL, as_root, ping_loss, tunnel};
 
 #[test]
@@ -114,19 +114,16 @@ fn a_deleted_device_is_made_again_and_unwanted_ones_of_ours_are_swept() {
 
 #[test]
 fn a_key_rotates_under_traffic_without_a_packet_lost() {
-    let Some(mut pair) = as_root("rotates") else { return };
-    let before = pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
-    let ping = pair.east.spawn("ping -c 900 -i 0.01 -W 10 10.2.0.0");
-    pair.east.request(&Request::RotateKey);
-    let after = pair.east.until("a new key is told", |state| state.public_key != before.public_key);
-    pair.east_key = after.public_key.clone().unwrap();
-    pair.configure();
-    let out = ping.output();
-    assert_eq!(ping_loss(&out), 0, "{out}");
-    pair.east.request(&Request::RotateKey);
-    pair.east.until("the first rotation is over and another can begin", |state| {
-        state.public_key != after.public_key
-    });
+    if let Some(mut pair) = as_root("rotates") {
+        rotates(&mut pair);
+    }
+}
+
+#[test]
+fn a_rotation_survives_the_process_in_each_of_its_phases() {
+    if let Some(mut pair) = as_root("rotation, killed") {
+        survives_in_each_phase(&mut pair);
+    }
 }
 
 #[test]

@@ -15,12 +15,40 @@ use crate::ids::{LinkName, PeerName};
 /// A WireGuard public key (Curve25519), base64 of 32 bytes as `wg(8)` prints it.
 pub type PublicKey = String;
 
+/// The place of a node's key. A device has one key: while the key rotates there are two devices for each tunnel, told apart
+/// by the slots of their keys, and the next key has the slot that the present one has not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum KeySlot {
+    /// Of a node's first key.
+    #[default]
+    First,
+    /// Of the key after that.
+    Second,
+}
+
+impl KeySlot {
+    /// The slot that a key in this one leaves free.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    /// For serde, which calls it with a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_first(&self) -> bool {
+        *self == Self::First
+    }
+}
+
 /// From the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Run exactly this from now on. Tunnels that stay keep their sessions.
     Configure(DataplaneConfig),
-    /// Make a new private key now; the old one stays valid until every peer has shown a handshake with the new one.
+    /// Make a new private key now; the old one goes once every peer that is reached with it is reached with the new one.
     RotateKey,
 }
 
@@ -43,7 +71,7 @@ pub struct DataplaneConfig {
     /// The generation of the key that shall be in use: a key of an older one is rotated.
     #[serde(default)]
     pub key_generation: u64,
-    /// Tunnels by device name: one for each remote gateway.
+    /// Tunnels by device name: one for each remote gateway and key of ours.
     pub tunnels: BTreeMap<LinkName, Tunnel>,
     /// Probes to run, by a name that the agent chooses.
     pub probes: BTreeMap<String, Probe>,
@@ -64,6 +92,9 @@ pub struct Tunnel {
     pub allowed: BTreeSet<IpNet>,
     /// Seconds between keepalives; 0 for none.
     pub keepalive_s: u16,
+    /// Which of our keys the tunnel has.
+    #[serde(default, skip_serializing_if = "KeySlot::is_first")]
+    pub key_slot: KeySlot,
 }
 
 /// A probe: a small datagram that the responder at the other end sends back.
@@ -88,9 +119,15 @@ pub struct Probe {
 pub struct DataplaneState {
     /// Our public key.
     pub public_key: Option<PublicKey>,
+    /// Its slot.
+    #[serde(default, skip_serializing_if = "KeySlot::is_first")]
+    pub key_slot: KeySlot,
     /// The key before it, while peers may still use that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_public_key: Option<PublicKey>,
+    /// The key after it, while tunnels with that come up beside the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_public_key: Option<PublicKey>,
     /// Who encrypts.
     #[serde(default)]
     pub mode: WireGuardMode,

@@ -132,8 +132,9 @@ fn grant(
 
 /// WireGuard keys of our own nodes.
 fn local_keys(snapshot: &Snapshot) -> impl Iterator<Item = PublicKey> {
-    let keys = snapshot.node_networks.values().filter_map(|seen| seen.status.public_key.as_ref());
-    keys.filter_map(|key| key.parse().ok())
+    let networks = snapshot.node_networks.values();
+    let keys = networks.flat_map(|seen| [&seen.status.public_key, &seen.status.next_public_key]);
+    keys.flatten().filter_map(|key| key.parse().ok())
 }
 
 fn judge_one(snapshot: &Snapshot, name: &str, status: &ClusterPeeringStatus, grant: &Grant) -> Judged {

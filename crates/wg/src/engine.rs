@@ -2,7 +2,6 @@
 //! The engine: every tunnel of a node behind one port.
 
 mod configure;
-mod keys;
 mod timers;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,16 +11,20 @@ use std::time::{Duration, Instant};
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
+use isthmus_model::dataplane::KeySlot;
 use isthmus_model::ids::LinkName;
 
 use crate::address::{destination, within};
-use crate::key::{InvalidKey, PrivateKey, PublicKey};
-use crate::tunnel::{OwnKey, Pairing, TunnelEntry};
+use crate::key::{PrivateKey, PublicKey};
+use crate::tunnel::{OwnKey, TunnelEntry};
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Packets up to here are padded to 16 bytes (WireGuard paper, 5.4.6); larger ones could exceed the path by it.
 const PADDED_UP_TO: usize = 1280;
+
+/// Of a session's index, what is the tunnel's.
+const INDEX_MASK: u32 = 0x00ff_ffff;
 
 /// A tunnel within one engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,22 +77,6 @@ pub enum Drop {
     NoEndpoint,
 }
 
-/// Why a tunnel of a configuration does not run.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The peer's key cannot be read.
-    #[error("tunnel {0}: {1}")]
-    Key(LinkName, InvalidKey),
-    /// The peer's key is our own.
-    #[error(
-        "tunnel {0} leads to this node itself: its peer key is our own; remove it or announce another key"
-    )]
-    Itself(LinkName),
-    /// Two tunnels with one key: what comes in could belong to either.
-    #[error("tunnels {0} and {1} have the same peer key; announce a key of its own for each gateway")]
-    Twice(LinkName, LinkName),
-}
-
 /// What is known of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelFacts {
@@ -107,40 +94,34 @@ pub struct TunnelFacts {
 
 /// Every tunnel of a node. Not shared between threads: whoever owns it calls it.
 pub struct Engine {
-    /// Ours, oldest first: one, or two while the key rotates.
-    own: Vec<OwnKey>,
+    /// Ours: one, or two while the key rotates.
+    own: BTreeMap<KeySlot, OwnKey>,
     tunnels: BTreeMap<TunnelId, TunnelEntry>,
-    pairings: BTreeMap<u32, Pairing>,
-    /// Pairings whose queue of waiting packets can go out.
-    flushable: VecDeque<u32>,
-    /// Pairings whose timers are to be looked at in this tick.
-    due: VecDeque<u32>,
+    /// Tunnels by the upper part of their session indices.
+    indices: BTreeMap<u32, TunnelId>,
+    /// Tunnels whose queue of waiting packets can go out.
+    flushable: VecDeque<TunnelId>,
+    /// Tunnels whose timers are to be looked at in this tick.
+    due: VecDeque<TunnelId>,
     next_tick: Instant,
     next_index: u32,
     next_id: u32,
-    /// Before the first configuration nobody can say which of our keys the peers use.
-    configured: bool,
 }
 
 impl Engine {
-    /// An engine without tunnels. `first_index` should be random, so that the indices on the wire say nothing.
+    /// An engine without tunnels, with a key in the first slot. `first_index` should be random, so that the indices on the
+    /// wire say nothing.
     pub fn new(key: PrivateKey, first_index: u32, now: Instant) -> Self {
         Self {
-            own: vec![OwnKey::new(key)],
+            own: BTreeMap::from([(KeySlot::First, OwnKey::new(key))]),
             tunnels: BTreeMap::new(),
-            pairings: BTreeMap::new(),
+            indices: BTreeMap::new(),
             flushable: VecDeque::new(),
             due: VecDeque::new(),
             next_tick: now + TICK,
-            next_index: first_index & 0x00ff_ffff,
+            next_index: first_index & INDEX_MASK,
             next_id: 0,
-            configured: false,
         }
-    }
-
-    /// Our public keys, oldest first.
-    pub fn public_keys(&self) -> Vec<PublicKey> {
-        self.own.iter().map(|key| key.public).collect()
     }
 
     /// The tunnel of this name.
@@ -162,9 +143,6 @@ impl Engine {
         if !within(&tunnel.allowed, to) {
             return Action::Dropped(Drop::NotAllowed);
         }
-        let Some(pairing) = self.pairings.get_mut(&tunnel.sending) else {
-            return Action::Dropped(Drop::Unknown);
-        };
         let Some(endpoint) = tunnel.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
         tunnel.sent_bytes += packet.len() as u64;
         tunnel.last_sent = now;
@@ -172,9 +150,9 @@ impl Engine {
         let result = if padded_len <= PADDED_UP_TO && padded_len != packet.len() {
             let mut padded = [0; PADDED_UP_TO];
             padded[..packet.len()].copy_from_slice(packet);
-            pairing.tunn.encapsulate(&padded[..padded_len], buffer)
+            tunnel.tunn.encapsulate(&padded[..padded_len], buffer)
         } else {
-            pairing.tunn.encapsulate(packet, buffer)
+            tunnel.tunn.encapsulate(packet, buffer)
         };
         match result {
             TunnResult::WriteToNetwork(datagram) => Action::Send { to: endpoint, datagram },
@@ -189,7 +167,6 @@ impl Engine {
         from: SocketAddr,
         datagram: &[u8],
         buffer: &'b mut [u8],
-        now: Instant,
     ) -> Action<'b> {
         let message = match Tunn::parse_incoming_packet(datagram) {
             Ok(message) => message,
@@ -197,27 +174,21 @@ impl Engine {
         };
         match message {
             Packet::HandshakeInit(_) => self.handle_initiation(from, datagram, buffer),
-            Packet::HandshakeResponse(p) => {
-                self.handle_session(p.receiver_idx, true, from, datagram, buffer, now)
-            }
+            Packet::HandshakeResponse(p) => self.handle_session(p.receiver_idx, true, from, datagram, buffer),
             Packet::PacketCookieReply(p) => {
-                self.handle_session(p.receiver_idx, false, from, datagram, buffer, now)
+                self.handle_session(p.receiver_idx, false, from, datagram, buffer)
             }
-            Packet::PacketData(p) => self.handle_session(p.receiver_idx, true, from, datagram, buffer, now),
+            Packet::PacketData(p) => self.handle_session(p.receiver_idx, true, from, datagram, buffer),
         }
     }
 
     /// What is known of each tunnel, by its identifier.
     pub fn facts(&self) -> BTreeMap<TunnelId, TunnelFacts> {
-        let since = |entry: &TunnelEntry| {
-            let pairings = entry.pairings.iter().filter_map(|index| self.pairings.get(index));
-            pairings.filter_map(|pairing| pairing.tunn.time_since_last_handshake()).min()
-        };
         let facts = self.tunnels.iter().map(|(id, entry)| {
             let facts = TunnelFacts {
                 name: entry.name.clone(),
                 endpoint: entry.endpoint,
-                since_handshake: since(entry),
+                since_handshake: entry.tunn.time_since_last_handshake(),
                 received_bytes: entry.received_bytes,
                 sent_bytes: entry.sent_bytes,
             };
@@ -233,13 +204,13 @@ impl Engine {
         buffer: &'b mut [u8],
     ) -> Action<'b> {
         let mut found = None;
-        for own in self.own.iter().rev() {
+        for (slot, own) in &self.own {
             let mut cookie = [0; 64];
             match own.gate.verify_packet(Some(from.ip()), datagram, &mut cookie) {
                 Ok(Packet::HandshakeInit(initiation)) => {
                     let half = parse_handshake_anon(&own.private.secret(), &own.public.point(), &initiation);
                     let Ok(half) = half else { return Action::Dropped(Drop::Forged) };
-                    found = Some((own.public, PublicKey::from_bytes(half.peer_static_public)));
+                    found = Some((*slot, PublicKey::from_bytes(half.peer_static_public)));
                     break;
                 }
                 Err(TunnResult::WriteToNetwork(reply)) => {
@@ -251,17 +222,15 @@ impl Engine {
                 _ => {}
             }
         }
-        let Some((own, peer)) = found else { return Action::Dropped(Drop::Forged) };
-        let Some(pairing) = self.pairings.values_mut().find(|p| p.own == own && p.peer == peer) else {
+        let Some((slot, peer)) = found else { return Action::Dropped(Drop::Forged) };
+        let mut tunnels = self.tunnels.values_mut();
+        let Some(tunnel) = tunnels.find(|tunnel| tunnel.key_slot == slot && tunnel.peer == peer) else {
             return Action::Dropped(Drop::Unknown);
         };
-        // The endpoint stays: an initiation can be a recording. What follows in the session moves it.
-        let tunnel = pairing.tunnel;
-        match pairing.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+        match tunnel.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::WriteToNetwork(datagram) => {
-                if let Some(entry) = self.tunnels.get_mut(&tunnel) {
-                    entry.endpoint.get_or_insert(from);
-                }
+                // A known endpoint stays: an initiation can be a recording. What follows in the session moves it.
+                tunnel.endpoint.get_or_insert(from);
                 Action::Send { to: from, datagram }
             }
             TunnResult::Err(error) => Action::Dropped(drop_reason(&error)),
@@ -276,24 +245,19 @@ impl Engine {
         from: SocketAddr,
         datagram: &[u8],
         buffer: &'b mut [u8],
-        now: Instant,
     ) -> Action<'b> {
-        let index = receiver >> 8;
-        let Some(pairing) = self.pairings.get_mut(&index) else { return Action::Dropped(Drop::Unknown) };
-        let id = pairing.tunnel;
-        let was_ready = pairing.ready_since.is_some();
-        let (packet, source) = match pairing.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+        let known = self.indices.get(&(receiver >> 8)).and_then(|id| Some((*id, self.tunnels.get_mut(id)?)));
+        let Some((id, tunnel)) = known else { return Action::Dropped(Drop::Unknown) };
+        let (packet, source) = match tunnel.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::Err(error) => return Action::Dropped(drop_reason(&error)),
             TunnResult::WriteToTunnelV4(packet, source) => (packet, Some(IpAddr::V4(source))),
             TunnResult::WriteToTunnelV6(packet, source) => (packet, Some(IpAddr::V6(source))),
             TunnResult::WriteToNetwork(reply) => (reply, None),
             TunnResult::Done => (&mut [][..], None),
         };
-        if !was_ready && pairing.refresh(now) {
-            self.flushable.push_back(index);
-            self.choose_sending(id);
+        if !tunnel.ready && tunnel.refresh() {
+            self.flushable.push_back(id);
         }
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return Action::Dropped(Drop::Unknown) };
         if moves {
             tunnel.endpoint = Some(from);
         }

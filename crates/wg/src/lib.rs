@@ -5,6 +5,7 @@
 //! own. `handle_*` takes an event, [`Engine::poll_transmit`] gives what else is due, [`Engine::poll_timeout`] says when to come back.
 //! Time is an argument; only the session timers inside `boringtun` read the clock themselves.
 
+mod accept;
 mod address;
 mod engine;
 mod key;
@@ -13,7 +14,8 @@ mod tunnel;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Action, Drop, Engine, Refusal, TunnelFacts, TunnelId};
+pub use accept::{Refusal, accept};
+pub use engine::{Action, Drop, Engine, TunnelFacts, TunnelId};
 pub use key::{InvalidKey, PrivateKey, PublicKey};
 
 /// Bytes that a tunnel adds to an inner packet, without IP and UDP headers: type, receiver, counter, tag.

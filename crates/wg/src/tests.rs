@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::Tunnel;
+use isthmus_model::dataplane::{KeySlot, Tunnel};
 use isthmus_model::ids::LinkName;
 use proptest::prelude::*;
 
@@ -38,6 +38,7 @@ fn tunnel(peer: &PrivateKey, endpoint: Option<&str>, allowed: &[&str]) -> Tunnel
         endpoint: endpoint.map(|text| text.parse().unwrap()),
         allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
         keepalive_s: 0,
+        key_slot: KeySlot::First,
     }
 }
 
@@ -91,7 +92,7 @@ impl Side {
     fn receive(&mut self, from: SocketAddr, datagram: &[u8], wire: &mut Wire) {
         let mut buffer = [0; BUFFER];
         let mut engine = std::mem::replace(&mut self.engine, Engine::new(key(0), 0, Instant::now()));
-        let action = engine.handle_datagram(from, datagram, &mut buffer, Instant::now());
+        let action = engine.handle_datagram(from, datagram, &mut buffer);
         self.note(action, wire);
         self.engine = engine;
         self.poll(wire, Instant::now());
@@ -305,34 +306,52 @@ fn tunnels_that_cannot_run_are_named_and_the_others_run() {
 }
 
 #[test]
-fn our_key_rotates_without_a_moment_in_which_packets_do_not_pass() {
-    let (mut east, to_west, mut west, to_east, mut wire) = pair();
-    east.send(to_west, &east_packet(), &mut wire);
-    settle(&mut east, &mut west, &mut wire);
-    let start = Instant::now();
-    assert!(east.engine.rotate(key(7), start));
-    assert!(!east.engine.rotate(key(8), start), "one rotation at a time");
-    assert_eq!(east.engine.public_keys(), [key(1).public(), key(7).public()]);
-    east.send(to_west, &east_packet(), &mut wire);
-    settle(&mut east, &mut west, &mut wire);
-    assert_eq!(west.delivered.len(), 2, "the old key serves until the peer uses the new one");
-    west.configure("iw-east", tunnel(&key(7), Some("192.0.2.1:51820"), &["10.1.0.0/16"]));
-    west.send(to_east, &west_packet(), &mut wire);
-    settle(&mut east, &mut west, &mut wire);
-    west.poll(&mut wire, Instant::now());
-    settle(&mut east, &mut west, &mut wire);
-    for step in 1..=3 {
-        let now = start + Duration::from_secs(6 * step);
-        east.tick(&mut wire, now);
-        west.tick(&mut wire, now);
+fn two_keys_of_ours_have_a_tunnel_each_and_the_old_one_receives_until_it_goes() {
+    let (mut east, old_to_west, mut west, old_to_east, mut wire) = pair();
+    let both = |slot| if slot == KeySlot::First { key(1) } else { key(7) };
+    let to_west =
+        |key_slot| Tunnel { key_slot, ..tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16"]) };
+    let to_east = |seed| tunnel(&key(seed), Some("192.0.2.1:51820"), &["10.1.0.0/16"]);
+    let slots = [KeySlot::First, KeySlot::Second];
+    east.engine.set_keys(slots.map(|slot| (slot, both(slot))).into());
+    let tunnels = BTreeMap::from([
+        (link("iw-west"), to_west(KeySlot::First)),
+        (link("iw-west-2"), to_west(KeySlot::Second)),
+    ]);
+    assert_eq!(east.engine.configure(&tunnels, Instant::now()), []);
+    let tunnels = BTreeMap::from([(link("iw-east"), to_east(1)), (link("iw-east-2"), to_east(7))]);
+    assert_eq!(west.engine.configure(&tunnels, Instant::now()), []);
+    let new_to_west = east.engine.id_of(&link("iw-west-2")).unwrap();
+    let new_to_east = west.engine.id_of(&link("iw-east-2")).unwrap();
+    for (here, there) in [(old_to_west, old_to_east), (new_to_west, new_to_east)] {
+        east.send(here, &east_packet(), &mut wire);
         settle(&mut east, &mut west, &mut wire);
-        east.send(to_west, &east_packet(), &mut wire);
-        west.send(to_east, &west_packet(), &mut wire);
+        west.send(there, &west_packet(), &mut wire);
         settle(&mut east, &mut west, &mut wire);
     }
-    assert_eq!(east.engine.public_keys(), [key(7).public()], "the old key is gone");
-    assert_eq!((west.delivered.len(), east.delivered.len()), (5, 4));
-    assert_eq!((east.dropped, west.dropped), (vec![], vec![]));
+    assert_eq!((west.delivered.len(), east.delivered.len()), (2, 2));
+    assert_eq!((east.dropped.clone(), west.dropped.clone()), (vec![], vec![]));
+
+    east.engine.set_keys([(KeySlot::Second, both(KeySlot::Second))].into());
+    west.send(old_to_east, &west_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!((east.delivered.len(), east.dropped.clone()), (2, vec![Drop::Unknown]), "its key is gone");
+    let refusals =
+        east.engine.configure(&[(link("iw-west"), to_west(KeySlot::First))].into(), Instant::now());
+    assert_eq!(refusals, [Refusal::NoKey(link("iw-west"), KeySlot::First)]);
+}
+
+#[test]
+fn a_tunnel_whose_peer_has_another_key_keeps_its_device_and_loses_its_sessions() {
+    let (mut east, to_west, mut west, to_east, mut wire) = pair();
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    let new = east.configure("iw-west", tunnel(&key(3), Some("192.0.2.3:51820"), &["10.2.0.0/16"]));
+    assert_eq!(new, to_west);
+    assert_eq!(east.engine.facts()[&new].since_handshake, None);
+    west.send(to_east, &west_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(east.dropped, [Drop::Unknown], "from the peer of before");
 }
 
 #[test]

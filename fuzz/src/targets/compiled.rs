@@ -38,7 +38,9 @@ fn facts(intent: &NodeIntent) -> NodeFacts {
     };
     facts.pods.insert(pod_link("a", "eth0"), pod);
     let up = |mtu| ProbeState { up: true, path_mtu: mtu, ..ProbeState::default() };
-    let tunnels = own_tunnels(intent).into_keys().map(|device| (tunnel_probe(&device), up(Some(1300))));
+    let tunnels = own_tunnels(intent, &facts.dataplane)
+        .into_keys()
+        .map(|device| (tunnel_probe(&device), up(Some(1300))));
     let gateways = intent.nodes.keys().map(|node| (gateway_probe(node), up(None)));
     facts.dataplane.probes = tunnels.chain(gateways).collect();
     facts

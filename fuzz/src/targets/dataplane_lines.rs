@@ -5,7 +5,8 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use isthmus_model::dataplane::{
-    DataplaneConfig, DataplaneState, Probe, ProbeState, Report, Request, Tunnel, TunnelState, WireGuardMode,
+    DataplaneConfig, DataplaneState, KeySlot, Probe, ProbeState, Report, Request, Tunnel, TunnelState,
+    WireGuardMode,
 };
 use isthmus_wg::{Engine, PrivateKey};
 use serde::Serialize;
@@ -64,6 +65,7 @@ fn config() -> DataplaneConfig {
         endpoint: Some("192.0.2.1:51820".parse().expect("an endpoint")),
         allowed: ["10.2.0.0/16", "fd00:2::/64"].map(|net| net.parse().expect("a network")).into(),
         keepalive_s: 25,
+        key_slot: KeySlot::First,
     };
     let probe = Probe {
         target: "[fd00:2::]:51821".parse().expect("an endpoint"),

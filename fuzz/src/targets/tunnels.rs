@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use isthmus_model::dataplane::Tunnel;
+use isthmus_model::dataplane::{KeySlot, Tunnel};
 use isthmus_wg::{Action, Drop, Engine, MESSAGE_BYTES, OVERHEAD_BYTES, PrivateKey, TunnelFacts, TunnelId};
 
 const EAST_KEY: [u8; 32] = [1; 32];
@@ -65,6 +65,7 @@ impl Side {
             endpoint: Some(peer_at.parse().expect("an endpoint")),
             allowed: allowed.iter().copied().collect(),
             keepalive_s: 0,
+            key_slot: KeySlot::First,
         };
         assert_eq!(engine.configure(&BTreeMap::from([(name.clone(), tunnel)]), now), []);
         let id = engine.id_of(&name).expect("it runs");
@@ -81,7 +82,7 @@ impl Side {
     /// Takes a datagram from the port, with no more room than is asked for.
     pub(super) fn receive(&mut self, from: SocketAddr, datagram: &[u8]) -> Done {
         let mut buffer = vec![0; datagram.len().max(MESSAGE_BYTES)];
-        let done = done(self.engine.handle_datagram(from, datagram, &mut buffer, Instant::now()));
+        let done = done(self.engine.handle_datagram(from, datagram, &mut buffer));
         match &done {
             Done::Send(answer) => assert!(answer.len() <= datagram.len(), "more is sent than came"),
             Done::Deliver(packet) => {

@@ -109,7 +109,7 @@ pub struct ClusterPeeringStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RemoteGateway {
-    /// The node's name in the peer.
+    /// The node's name in the peer; `.key-1` follows where the gateway's key has the second slot.
     #[schemars(transform = shape::text(253))]
     pub name: String,
     /// WireGuard public key, base64.

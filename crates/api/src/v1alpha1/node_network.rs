@@ -47,7 +47,15 @@ pub struct NodeNetworkStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::text(44))]
     pub public_key: Option<String>,
-    /// Generation of that key: `spec.keyGeneration` as far as the node has followed it.
+    /// 1 while that key has the second of the two slots in which a node's keys take turns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub key_slot: Option<i32>,
+    /// The key that replaces it, in the other slot, once every peer that is reached with the one is reached with the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(44))]
+    pub next_public_key: Option<String>,
+    /// Generation of `publicKey`: `spec.keyGeneration` as far as the node has followed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_generation: Option<i64>,
     /// `address:port` where the node's WireGuard listens while it is a gateway.
@@ -96,6 +104,10 @@ pub struct TunnelStatus {
     /// The remote gateway.
     #[schemars(transform = shape::text(253))]
     pub gateway: String,
+    /// Slot of our key in this tunnel: 1 for the second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub key_slot: Option<i32>,
     /// Whether probes come back.
     pub up: bool,
     /// Where packets go.

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What shall change on a device of the kernel, decided without it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_model::dataplane::Tunnel;
-use isthmus_model::ids::LinkName;
+use isthmus_model::dataplane::{KeySlot, Tunnel};
 use isthmus_model::ownership::{PROBE_PORT, WIREGUARD_PORTS};
-use isthmus_wg::{PublicKey, Refusal};
+use isthmus_wg::PublicKey;
 use isthmus_wg_kernel::{Device, Peer, PeerChange};
 
 /// A session is dead after this (WireGuard paper, 6.1: Reject-After-Time).
@@ -22,45 +21,24 @@ pub(super) struct Wanted {
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) keepalive_s: u16,
     pub(super) allowed: BTreeSet<IpNet>,
+    /// Which of our keys it has.
+    pub(super) key_slot: KeySlot,
     /// None before this process has told the device of any.
     pub(super) told: Option<Option<SocketAddr>>,
 }
 
-/// Tunnels that can run; the others are named.
-pub(super) fn accept(
-    tunnels: &BTreeMap<LinkName, Tunnel>,
-    own: PublicKey,
-) -> (BTreeMap<LinkName, Wanted>, Vec<Refusal>) {
-    let (mut accepted, mut refusals) = (BTreeMap::new(), Vec::new());
-    let mut keys: BTreeMap<PublicKey, &LinkName> = BTreeMap::new();
-    for (name, tunnel) in tunnels {
-        let peer = match tunnel.peer_key.parse::<PublicKey>() {
-            Ok(key) if key == own => {
-                refusals.push(Refusal::Itself(name.clone()));
-                continue;
-            }
-            Ok(key) => key,
-            Err(error) => {
-                refusals.push(Refusal::Key(name.clone(), error));
-                continue;
-            }
-        };
-        if let Some(other) = keys.get(&peer) {
-            refusals.push(Refusal::Twice((*other).clone(), name.clone()));
-            continue;
-        }
-        keys.insert(peer, name);
-        let wanted = Wanted {
+impl Wanted {
+    pub(super) fn new(peer: PublicKey, tunnel: &Tunnel) -> Self {
+        Self {
             peer,
             endpoint: tunnel.endpoint,
             keepalive_s: tunnel.keepalive_s,
             // The kernel keeps networks without host bits; what is compared has to be alike.
             allowed: tunnel.allowed.iter().map(IpNet::trunc).collect(),
+            key_slot: tunnel.key_slot,
             told: None,
-        };
-        accepted.insert(name.clone(), wanted);
+        }
     }
-    (accepted, refusals)
 }
 
 /// What shall change on the peers of a device, and whether others than the wanted one go.
@@ -126,13 +104,13 @@ mod tests {
             endpoint: Some("192.0.2.1:51820".parse().unwrap()),
             allowed: ["10.2.0.0/16".parse().unwrap()].into(),
             keepalive_s: 25,
+            key_slot: KeySlot::First,
         }
     }
 
     fn wanted() -> Wanted {
-        let device: LinkName = "iw-000000000001".parse().unwrap();
-        let own = isthmus_wg::PrivateKey::from_bytes([1; 32]).public();
-        accept(&[(device.clone(), tunnel(2))].into(), own).0.remove(&device).unwrap()
+        let tunnel = tunnel(2);
+        Wanted::new(tunnel.peer_key.parse().unwrap(), &tunnel)
     }
 
     fn configured(endpoint: &str, handshake_s: u64) -> Device {
@@ -187,17 +165,5 @@ mod tests {
         assert_eq!(ports(51820, Some(51830), &taken)[..2], [51830, 51822]);
         assert_eq!(ports(51820, Some(40000), &BTreeSet::new())[0], 51820);
         assert_eq!(ports(51820, None, &BTreeSet::new()).len(), 63);
-    }
-
-    #[test]
-    fn tunnels_with_our_own_key_with_one_key_twice_or_with_none_are_named_and_the_others_run() {
-        let own = isthmus_wg::PrivateKey::from_bytes([1; 32]).public();
-        let named = |n: u8| format!("iw-00000000000{n}").parse::<LinkName>().unwrap();
-        let broken = Tunnel { peer_key: "rubbish".into(), ..tunnel(7) };
-        let tunnels =
-            [(named(1), tunnel(1)), (named(2), tunnel(2)), (named(3), tunnel(2)), (named(4), broken)];
-        let (accepted, refusals) = accept(&tunnels.into(), own);
-        assert_eq!(accepted.keys().collect::<Vec<_>>(), [&named(2)]);
-        assert_eq!(refusals.len(), 3);
     }
 }

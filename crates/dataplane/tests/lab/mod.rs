@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two namespaces that belong to two sleeping processes: when the test ends, so do they, and nothing is left.
 
+pub mod agents;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_dataplane::client::{self, Client, Event};
 use isthmus_model::dataplane::{
-    DataplaneConfig, DataplaneState, Probe, Report, Request, Tunnel, TunnelState,
+    DataplaneConfig, DataplaneState, KeySlot, Probe, Report, Request, Tunnel, TunnelState,
 };
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{PROBE_PORT, WIREGUARD_PORT};
@@ -291,6 +293,24 @@ impl Side {
         self.events.lock().unwrap().1.clone()
     }
 
+    /// The state as it is now, with all that has been told.
+    ///
+    /// # Panics
+    /// When the process has hung up.
+    pub fn news(&self) -> DataplaneState {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(event) = events.0.as_ref().unwrap().try_recv() {
+            match event {
+                Event::Report(Report::State(state)) => events.1 = state,
+                Event::Report(Report::Failed(text)) => {
+                    _ = writeln!(std::io::stderr(), "{}: {text}", self.name)
+                }
+                Event::Closed(why) => panic!("{}: the data plane hung up: {why}", self.name),
+            }
+        }
+        events.1.clone()
+    }
+
     /// Waits until a request is answered by a failure; what it says.
     pub fn until_failed(&self, what: &str) -> String {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
@@ -374,6 +394,7 @@ fn config(peer: &str, peer_key: &str, ours: u8, theirs: u8) -> DataplaneConfig {
             .map(|a| a.parse().unwrap())
             .collect(),
         keepalive_s: 15,
+        key_slot: KeySlot::First,
     };
     let probe = Probe {
         target: format!("10.{theirs}.0.0:{PROBE_PORT}").parse().unwrap(),

@@ -146,7 +146,9 @@ fn remote_gateway(snapshot: &Snapshot, gateway: &Gateway) -> RemoteGateway {
 /// Only what a gateway of ours looks for is kept; while its key rotates it may look for the old one.
 fn is_or_was_ours(snapshot: &Snapshot, gateway: &Gateway, key: &PublicKey) -> bool {
     let key = key.to_string();
-    let own = |status: &NodeNetworkStatus| status.public_key.as_ref() == Some(&key);
+    let own = |status: &NodeNetworkStatus| {
+        [&status.public_key, &status.next_public_key].into_iter().flatten().any(|own| *own == key)
+    };
     let kept = |status: &ClusterPeeringStatus| {
         let remotes = status.remote_gateways.iter().filter(|remote| remote.name == gateway.name);
         remotes.flat_map(|remote| &remote.ports).any(|port| port.public_key == key)

@@ -7,6 +7,7 @@ use std::time::Instant;
 use boringtun::noise::TunnResult;
 
 use super::{Engine, TICK};
+use crate::tunnel::TunnelEntry;
 
 impl Engine {
     /// When [`Self::handle_timeout`] wants to be called next.
@@ -20,10 +21,10 @@ impl Engine {
             return;
         }
         self.next_tick = now + TICK;
-        for own in &self.own {
+        for own in self.own.values() {
             own.gate.reset_count();
         }
-        self.due = self.pairings.keys().copied().collect();
+        self.due = self.tunnels.keys().copied().collect();
     }
 
     /// What else is to be sent, until it is `None`. `buffer` as for [`Self::handle_packet`], for the largest packet ever handed in.
@@ -41,14 +42,12 @@ impl Engine {
     }
 
     fn poll_flush(&mut self, buffer: &mut [u8]) -> Option<(SocketAddr, usize)> {
-        while let Some(index) = self.flushable.front().copied() {
-            let pairing = self.pairings.get_mut(&index).filter(|pairing| pairing.ready_since.is_some());
-            let endpoint =
-                pairing.as_ref().and_then(|p| self.tunnels.get(&p.tunnel)).and_then(|t| t.endpoint);
-            if let (Some(pairing), Some(endpoint)) = (pairing, endpoint)
-                && let TunnResult::WriteToNetwork(datagram) = pairing.tunn.decapsulate(None, &[], buffer)
+        while let Some(id) = self.flushable.front() {
+            if let Some(tunnel) = self.tunnels.get_mut(id).filter(|tunnel| tunnel.ready)
+                && let Some(endpoint) = tunnel.endpoint
+                && let Some(length) = written(tunnel.tunn.decapsulate(None, &[], buffer))
             {
-                return Some((endpoint, datagram.len()));
+                return Some((endpoint, length));
             }
             self.flushable.pop_front();
         }
@@ -56,43 +55,33 @@ impl Engine {
     }
 
     fn poll_due(&mut self, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
-        while let Some(index) = self.due.pop_front() {
-            let sent = self.run_timers(index, buffer, now);
-            if self.due.is_empty() {
-                self.retire(now);
-            }
+        while let Some(id) = self.due.pop_front() {
+            let sent = self.tunnels.get_mut(&id).and_then(|tunnel| run_timers(tunnel, buffer, now));
             if sent.is_some() {
                 return sent;
             }
         }
         None
     }
+}
 
-    fn run_timers(&mut self, index: u32, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
-        let initiating = self.own.first().map(|own| own.public);
-        let pairing = self.pairings.get_mut(&index)?;
-        let entry = self.tunnels.get_mut(&pairing.tunnel)?;
-        let endpoint = entry.endpoint?;
-        let mut sent = written(pairing.tunn.update_timers(buffer));
-        pairing.refresh(now);
-        let may_begin = Some(pairing.own) == initiating && pairing.peer == entry.peer;
-        if sent.is_none() && pairing.ready_since.is_none() && may_begin {
-            // Without a session: ask for one, and again when an attempt of 90 s was given up.
-            let begins = pairing.tunn.is_expired();
-            sent = written(pairing.tunn.format_handshake_initiation(buffer, begins));
-        }
-        let keepalive_due =
-            entry.keepalive.is_some_and(|every| now.saturating_duration_since(entry.last_sent) >= every);
-        if sent.is_none() && keepalive_due && pairing.ready_since.is_some() && entry.sending == index {
-            sent = written(pairing.tunn.encapsulate(&[], buffer));
-        }
-        if sent.is_some() {
-            entry.last_sent = now;
-        }
-        let id = pairing.tunnel;
-        self.choose_sending(id);
-        Some((endpoint, sent?))
+fn run_timers(tunnel: &mut TunnelEntry, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
+    let endpoint = tunnel.endpoint?;
+    let mut sent = written(tunnel.tunn.update_timers(buffer));
+    tunnel.refresh();
+    if sent.is_none() && !tunnel.ready {
+        // Without a session: ask for one, and again when an attempt of 90 s was given up.
+        let begins = tunnel.tunn.is_expired();
+        sent = written(tunnel.tunn.format_handshake_initiation(buffer, begins));
     }
+    let silent = now.saturating_duration_since(tunnel.last_sent);
+    if sent.is_none() && tunnel.ready && tunnel.keepalive.is_some_and(|every| silent >= every) {
+        sent = written(tunnel.tunn.encapsulate(&[], buffer));
+    }
+    if sent.is_some() {
+        tunnel.last_sent = now;
+    }
+    Some((endpoint, sent?))
 }
 
 fn written(result: TunnResult<'_>) -> Option<usize> {
