@@ -262,6 +262,8 @@ impl Engine {
             tunnel.endpoint = Some(from);
         }
         match source {
+            // The length in its header can be less than a header (the session hands over what that says).
+            Some(_) if destination(packet).is_none() => Action::Dropped(Drop::Malformed),
             Some(source) if within(&tunnel.allowed, source) => {
                 tunnel.received_bytes += packet.len() as u64;
                 Action::Deliver { tunnel: id, packet }

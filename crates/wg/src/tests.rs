@@ -175,6 +175,16 @@ fn a_source_that_is_not_allowed_does_not_come_out() {
 }
 
 #[test]
+fn a_packet_that_says_it_is_shorter_than_its_header_does_not_come_out() {
+    let (mut east, to_west, mut west, _, mut wire) = pair();
+    let mut packet = east_packet();
+    packet[2..4].copy_from_slice(&10u16.to_be_bytes());
+    east.send(to_west, &packet, &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!((west.delivered.len(), west.dropped), (0, vec![Drop::Malformed]));
+}
+
+#[test]
 fn a_destination_that_is_not_allowed_does_not_go_in() {
     let (mut east, to_west, _, _, mut wire) = pair();
     east.send(to_west, &packet_v4([10, 1, 0, 5], [8, 8, 8, 8], 10), &mut wire);

@@ -39,7 +39,7 @@ pub(crate) fn run(bytes: &[u8]) {
         interval_ms: input.u16().into(),
         down_after: input.u8(),
         // A device's MTU is 16 bits less one, at most.
-        mtu_max: input.flag().then(|| input.u16().min(u16::MAX - 1)),
+        mtu_max: input.flag().then(|| input.u16()),
     };
     let now = Instant::now();
     let path = Path::new(&probe, now);
@@ -91,7 +91,8 @@ impl Run {
             self.sent.push((header, false));
         }
         if let Some(size) = self.path.poll_size(self.now, &mut nonce) {
-            let max = self.probe.mtu_max.expect("nothing is searched otherwise").max(FLOOR_BYTES);
+            let max =
+                self.probe.mtu_max.expect("nothing is searched otherwise").clamp(FLOOR_BYTES, u16::MAX - 1);
             assert!((FLOOR_BYTES..=max).contains(&size.size), "{size:?}");
             self.sizes.push(size);
         }

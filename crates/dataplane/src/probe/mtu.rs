@@ -53,7 +53,8 @@ pub(crate) struct MtuSearch {
 impl MtuSearch {
     /// A search up to `max` bytes.
     pub(crate) fn new(max: u16, now: Instant) -> Self {
-        let max = max.max(FLOOR_BYTES);
+        // One below the type's largest: a search begins one above what it looks for.
+        let max = max.clamp(FLOOR_BYTES, u16::MAX - 1);
         let phase = Phase::Resting { until: now };
         Self { max, found: None, phase, next_search: now, trying: None, tries: 0 }
     }
