@@ -32,6 +32,7 @@ use plan::{Wanted, is_alive, peer_change, ports};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often what the kernel counted is posted.
 const POST_EVERY: Duration = Duration::from_millis(500);
+
 /// Starts the thread, without tunnels.
 ///
 /// # Errors
@@ -128,6 +129,7 @@ impl Keeper {
         }
         self.wanted = wanted;
         self.config = config;
+        self.rotation.configured(Instant::now());
         self.take_away(before.into_keys().map(|name| name.to_string()).collect());
         if !std::mem::replace(&mut self.swept, true) {
             self.sweep();

@@ -237,6 +237,7 @@ impl Carrier {
         }
         failures.extend(self.open_port().err());
         self.config = config;
+        self.rotation.configured(Instant::now());
         failures
     }
 

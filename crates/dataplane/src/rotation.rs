@@ -31,6 +31,8 @@ const ROTATES_ALREADY: &str =
 pub(crate) struct Rotation {
     keys: KeyStore,
     phase: Phase,
+    /// There was a configuration: before it nobody can say whom the present key reaches.
+    configured: bool,
 }
 
 impl Rotation {
@@ -41,7 +43,7 @@ impl Rotation {
             (Some(_), None) => Phase::introducing(now),
             (None, None) => Phase::Settled,
         };
-        Self { keys, phase }
+        Self { keys, phase, configured: false }
     }
 
     pub(crate) fn keys(&self) -> &KeyStore {
@@ -63,6 +65,13 @@ impl Rotation {
         }
     }
 
+    /// There is a configuration. With the first one, time for its probes begins.
+    pub(crate) fn configured(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.configured, true) && matches!(self.phase, Phase::Introducing { .. }) {
+            self.phase = Phase::introducing(now);
+        }
+    }
+
     /// Goes on with a rotation, or begins one that the configuration asks for. True when there are other keys than before.
     pub(crate) fn step(
         &mut self,
@@ -71,6 +80,9 @@ impl Rotation {
         probes: &BTreeMap<String, ProbeState>,
         now: Instant,
     ) -> bool {
+        if !self.configured {
+            return false;
+        }
         let outcome = match self.phase {
             Phase::Settled if config.key_generation > self.keys.generation() => {
                 for failure in self.begin(now) {
@@ -247,6 +259,25 @@ mod tests {
         );
         assert!(switches(&[(First, "g0", true, false), (Second, "g0", true, false)], 60));
         assert!(switches(&[], 11), "a node without tunnels needs nobody's leave");
+    }
+
+    #[test]
+    fn a_process_that_starts_in_a_rotation_waits_for_its_configuration_and_then_for_the_probes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keys = KeyStore::open(dir.path()).unwrap();
+        let next = keys.make_next().unwrap().public();
+        let start = Instant::now();
+        let mut rotation = Rotation::new(keys, start);
+        let config = DataplaneConfig { key_generation: 1, ..DataplaneConfig::default() };
+        let step = |rotation: &mut Rotation, second| {
+            let now = start + Duration::from_secs(second);
+            rotation.step(&config, &BTreeMap::new(), &BTreeMap::new(), now)
+        };
+        assert!(!step(&mut rotation, 60), "nobody has said whom the present key reaches");
+        rotation.configured(start + Duration::from_secs(60));
+        assert!(!step(&mut rotation, 69), "no probe can have come back yet");
+        assert!(step(&mut rotation, 70));
+        assert_eq!((rotation.keys().present().public(), rotation.keys().generation()), (next, 1));
     }
 
     #[test]
