@@ -23,7 +23,10 @@ pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired)
     let mtu = device_mtu(facts.uplink_mtu(intent.own_addresses()));
     for (device, own) in own_tunnels(intent, &facts.dataplane) {
         desired.links.insert(device.clone(), Link { kind: LinkKind::Tunnel, mtu, mac: None });
-        desired.dataplane.tunnels.insert(device, tunnel(intent, &facts.dataplane, &own));
+        desired.dataplane.tunnels.insert(device.clone(), tunnel(intent, &facts.dataplane, &own));
+        // On a link without an IPv4 address the kernel takes a loose reverse path filter for a strict one, and drops what comes
+        // by a tunnel that no route of its sender leads through: one that drains, or that only the peer holds to be up.
+        desired.addresses.extend(intent.own_mesh_address(false).map(|address| (device, address.into())));
     }
     desired.dataplane.gateway = intent.peers.values().any(|peer| peer.is_gateway(intent));
     desired.dataplane.listen_port = WIREGUARD_PORT;

@@ -32,7 +32,11 @@ struct Agents<'a> {
 }
 
 impl<'a> Agents<'a> {
+    /// On nodes whose administrator asks for strict reverse path filters, as some distributions do.
     fn new(pair: &'a mut Pair) -> Self {
+        for side in [&pair.east, &pair.west] {
+            side.run("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 2 > /proc/sys/net/ipv4/conf/wire/rp_filter");
+        }
         Self { pair, agents: Default::default() }
     }
 
@@ -95,12 +99,28 @@ impl Agent {
     fn apply(&mut self, side: &mut Side, desired: &Desired) -> bool {
         let routes = routes(desired);
         let as_wanted = self.routes == routes && self.sent.as_ref() == Some(&desired.dataplane);
+        if !as_wanted {
+            self.bring_devices(side, desired);
+        }
         self.bring_routes(side, &routes);
         if self.sent.as_ref() != Some(&desired.dataplane) {
             side.request(&Request::Configure(desired.dataplane.clone()));
             self.sent = Some(desired.dataplane.clone());
         }
         as_wanted
+    }
+
+    /// Addresses and settings of the devices that are there.
+    fn bring_devices(&self, side: &Side, desired: &Desired) {
+        let tunnels = desired.links.iter().filter(|(_, link)| link.kind == LinkKind::Tunnel);
+        for (device, _) in tunnels {
+            let filter = format!("net/ipv4/conf/{device}/rp_filter");
+            let value = &desired.sysctls[&filter];
+            side.run(&format!("[ -e /proc/sys/{filter} ] && echo {value} > /proc/sys/{filter}"));
+            for (_, address) in desired.addresses.iter().filter(|(link, _)| link == device) {
+                side.run(&format!("ip address replace {address} dev {device} 2>&1"));
+            }
+        }
     }
 
     fn bring_routes(&mut self, side: &Side, wanted: &BTreeMap<String, String>) {
