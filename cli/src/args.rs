@@ -49,6 +49,11 @@ pub(crate) enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Call CNI plugins, in any language, as a container runtime does. Needs no cluster.
+    ///
+    /// A drop-in for the Go project's cnitool, with the same variables and arguments; a link named `cnitool` to this program is one.
+    #[command(arg_required_else_help = true)]
+    Cni(Cni),
     /// Show the version of this program.
     Version,
     /// Print the completion script of a shell, such as `source <(isthmus completion bash)`.
@@ -56,6 +61,86 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Cni {
+    #[command(subcommand)]
+    pub(crate) command: CniCommand,
+    /// Directory of network configurations.
+    #[arg(long, global = true, env = "NETCONFPATH", default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub(crate) conf_dir: PathBuf,
+    /// Directories of plugins, separated by colons.
+    #[arg(long, global = true, env = "CNI_PATH", default_value = "/opt/cni/bin", value_name = "DIRS")]
+    pub(crate) path: std::ffi::OsString,
+    /// Arguments for the plugins, such as `IgnoreUnknown=1;IP=10.1.0.7`.
+    #[arg(long, global = true, env = "CNI_ARGS", default_value = "", value_name = "ARGS")]
+    pub(crate) args: String,
+    /// Values of capabilities as a JSON object, such as `{"mac":"02:00:00:00:00:01"}`.
+    #[arg(long, global = true, env = "CAP_ARGS", default_value = "", value_name = "JSON")]
+    pub(crate) capability_args: String,
+    /// Name of the interface in the container.
+    #[arg(long, global = true, env = "CNI_IFNAME", default_value = "eth0", value_name = "NAME")]
+    pub(crate) ifname: String,
+    /// Container ID. Default: derived from the namespace's path.
+    #[arg(long, global = true, env = "CNI_CONTAINERID", value_name = "ID")]
+    pub(crate) container_id: Option<String>,
+    /// Where results of ADD are kept for CHECK and DEL.
+    #[arg(long, global = true, default_value = "/var/lib/cni", value_name = "DIR")]
+    pub(crate) cache_dir: PathBuf,
+    /// Seconds that one call of a plugin may take; then it is killed.
+    #[arg(long = "timeout", global = true, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) timeout_s: u64,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum CniCommand {
+    /// Add a network namespace to a network, and print the result.
+    Add(CniNetwork),
+    /// See whether all is as ADD left it.
+    Check(CniNetwork),
+    /// Take a network namespace out of a network.
+    Del(CniNetwork),
+    /// Take away what belongs to no attachment that is to be kept: everything, unless --keep says otherwise.
+    Gc {
+        /// Name of the network.
+        network: String,
+        /// Ignored; cnitool takes it.
+        #[arg(hide = true)]
+        netns: Option<String>,
+        /// An attachment that stays. Can be given more than once.
+        #[arg(long, value_name = "CONTAINER/INTERFACE")]
+        keep: Vec<String>,
+    },
+    /// Ask whether ADD can be served.
+    Status {
+        /// Name of the network.
+        network: String,
+        /// Ignored; cnitool takes it.
+        #[arg(hide = true)]
+        netns: Option<String>,
+    },
+    /// Print the versions of the specification that a plugin speaks.
+    Version {
+        /// Its type, such as `bridge`.
+        plugin: String,
+    },
+    /// Print what would be sent to each plugin. Nothing runs.
+    Explain {
+        #[command(flatten)]
+        of: CniNetwork,
+        /// Which call: ADD, DEL, CHECK, STATUS or GC.
+        #[arg(long, default_value = "ADD", value_name = "CALL")]
+        call: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CniNetwork {
+    /// Name of the network.
+    pub(crate) network: String,
+    /// Path of the network namespace, such as /run/netns/test.
+    pub(crate) netns: String,
 }
 
 #[derive(Subcommand, Debug)]

@@ -2,6 +2,7 @@
 //! `isthmus`, also `kubectl isthmus`: invites peers, shows how the network is.
 
 mod args;
+mod cni;
 mod connect;
 mod failure;
 mod node;
@@ -13,7 +14,7 @@ mod yaml;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use args::{Cli, Command, NodeCommand, PeerCommand};
 
@@ -44,14 +45,19 @@ fn main() -> ExitCode {
 
 /// Parses the command line; as a kubectl plugin the usage lines name `kubectl isthmus`.
 fn parse() -> Cli {
-    let name = if called_by_kubectl() { "kubectl isthmus" } else { "isthmus" };
+    if called_as("cnitool") {
+        let given = std::env::args_os().skip(1);
+        let given = ["cnitool".into(), "cni".into()].into_iter().chain(given);
+        return Cli::parse_from(given);
+    }
+    let name = if called_as("kubectl-isthmus") { "kubectl isthmus" } else { "isthmus" };
     let matches = Cli::command().bin_name(name).get_matches();
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-fn called_by_kubectl() -> bool {
+fn called_as(wanted: &str) -> bool {
     let own = std::env::args_os().next().map(std::path::PathBuf::from);
-    own.as_deref().and_then(|path| path.file_name()).is_some_and(|name| name == "kubectl-isthmus")
+    own.as_deref().and_then(|path| path.file_name()).is_some_and(|name| name == wanted)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<u8> {
@@ -59,6 +65,12 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Version => println!("isthmus {}", env!("CARGO_PKG_VERSION")),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "isthmus", &mut std::io::stdout());
+        }
+        Command::Cni(cni) => {
+            return cni::run(&cni).or_else(|error| {
+                eprintln!("isthmus: {error:#}");
+                Ok(NOT_READY)
+            });
         }
         Command::Status { output } => {
             let (client, context) = connect::client(&cli.target).await?;

@@ -24,6 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("isthmus-kernel", &["isthmus-delta", "isthmus-model"]),
     ("isthmus-dataplane", &["isthmus-model", "isthmus-packet-io", "isthmus-wg", "isthmus-wg-kernel"]),
     ("isthmus-cni", &[]),
+    ("isthmus-cni-kit", &[]),
 ];
 
 /// What no pure crate may use, however far down its own manifest.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CNI for Rust: versions 0.1.0 to 1.1.0 of the specification, without an async runtime. Not there yet:
-//! delegation from one plugin to another, and the calls of a runtime through a whole list of plugins.
+//! CNI for Rust: versions 0.1.0 to 1.1.0 of the specification, without an async runtime.
 //!
+//! A runtime takes containers through lists of plugins with [`runtime::chain::Runtime`].
 //! A plugin implements [`plugin::Plugin`] and hands itself to [`plugin::main`]; variables, names, versions and the
 //! form of results and errors are seen to.
 //!

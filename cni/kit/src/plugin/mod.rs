@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The plugin's side: what is asked, checked, and what is answered (CNI 1.1.0, section 2).
 
+pub mod delegate;
 pub mod lock;
 mod request;
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The runtime's side, so far in parts: finding and running a plugin, deriving what it is sent, and keeping what ADD
-//! returned (CNI 1.1.0, section 3). Taking a container through a whole list is the caller's.
+//! The runtime's side: finding and running plugins, taking a container through a list of them, and keeping what ADD
+//! returned (CNI 1.1.0, section 3).
 
 pub mod cache;
+pub mod chain;
 pub mod derive;
 pub mod exec;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `isthmus cni`, also `cnitool`: takes a network namespace through a list of CNI plugins, in any language. Variables and arguments
+//! are those of the Go project's cnitool.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use isthmus_cni_kit::config::list::NetworkList;
+use isthmus_cni_kit::config::load;
+use isthmus_cni_kit::config::net_conf::Attachment;
+use isthmus_cni_kit::error::Error;
+use isthmus_cni_kit::result::VersionResult;
+use isthmus_cni_kit::runtime::cache::Cache;
+use isthmus_cni_kit::runtime::chain::{Container, Runtime};
+use isthmus_cni_kit::runtime::exec::{Call, Exec, Programs, find};
+use isthmus_cni_kit::version::Version;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
+
+use crate::args::{Cni, CniCommand, CniNetwork};
+
+/// Carries a command out. Returns the exit code.
+pub(crate) fn run(cni: &Cni) -> Result<u8> {
+    let path: Vec<PathBuf> =
+        std::env::split_paths(&cni.path).filter(|dir| !dir.as_os_str().is_empty()).collect();
+    let programs = Programs { path: path.clone(), deadline: Duration::from_secs(cni.timeout_s) };
+    let cache = Cache::new(&cni.cache_dir);
+    let runtime = Runtime { exec: &programs, cache: &cache, path: path.clone() };
+    match &cni.command {
+        CniCommand::Add(of) => {
+            let result = runtime.add_or_undo(&list(cni, &of.network)?, &container(cni, of)?)?;
+            print(&result)?;
+        }
+        CniCommand::Check(of) => runtime.check(&list(cni, &of.network)?, &container(cni, of)?)?,
+        CniCommand::Del(of) => runtime.del(&list(cni, &of.network)?, &container(cni, of)?)?,
+        CniCommand::Status { network, .. } => runtime.status(&list(cni, network)?)?,
+        CniCommand::Gc { network, keep, .. } => {
+            let keep = keep.iter().map(|text| attachment(text)).collect::<Result<Vec<_>>>()?;
+            if let Err(errors) = runtime.gc(&list(cni, network)?, &keep) {
+                errors.iter().for_each(|error| eprintln!("isthmus: {error}"));
+                return Ok(crate::NOT_READY);
+            }
+        }
+        CniCommand::Version { plugin } => print(&version(&programs, plugin)?)?,
+        CniCommand::Explain { of, call } => print(&explain(cni, of, call, path)?)?,
+    }
+    Ok(crate::OK)
+}
+
+fn print(json: &Value) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(json)?);
+    Ok(())
+}
+
+fn list(cni: &Cni, network: &str) -> Result<NetworkList> {
+    load::find(&cni.conf_dir, network, Version::NEWEST)
+        .with_context(|| format!("network {network:?} in {}", cni.conf_dir.display()))
+}
+
+fn container(cni: &Cni, of: &CniNetwork) -> Result<Container> {
+    let pair = |text: &str| -> Result<(String, String)> {
+        let (key, value) =
+            text.split_once('=').with_context(|| format!("CNI_ARGS: {text:?} is not KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    let args = cni.args.split(';').filter(|text| !text.is_empty()).map(pair).collect::<Result<_>>()?;
+    let capability_args: Map<String, Value> = match cni.capability_args.as_str() {
+        "" => Map::new(),
+        text => serde_json::from_str(text).context("CAP_ARGS is not a JSON object")?,
+    };
+    let id = cni.container_id.clone().unwrap_or_else(|| container_id(&of.netns));
+    Ok(Container { id, netns: of.netns.clone(), ifname: cni.ifname.clone(), args, capability_args })
+}
+
+/// The one that cnitool derives from the namespace's path: what one of them added, the other can delete.
+fn container_id(netns: &str) -> String {
+    let hash = Sha512::digest(netns);
+    let hex: Vec<String> = hash[..10].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("cnitool-{}", hex.concat())
+}
+
+fn attachment(text: &str) -> Result<Attachment> {
+    let (container_id, ifname) =
+        text.split_once('/').with_context(|| format!("--keep {text:?} is not CONTAINER/INTERFACE"))?;
+    Ok(Attachment { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
+}
+
+fn version(programs: &Programs, plugin: &str) -> Result<Value> {
+    let call = Call {
+        plugin: plugin.to_owned(),
+        env: BTreeMap::from([("CNI_COMMAND".to_owned(), "VERSION".to_owned())]),
+        stdin: json!({ "cniVersion": Version::NEWEST }).to_string().into_bytes(),
+    };
+    let printed = programs.run(&call)?;
+    let json: Value = serde_json::from_slice(&printed).context("its answer to VERSION is no JSON")?;
+    let supported = VersionResult::from_json(&json)?.supported;
+    Ok(json!({ "plugin": plugin, "program": find(plugin, &programs.path)?, "supportedVersions": supported }))
+}
+
+/// Notes calls in place of making them. A plugin that adds hands on what it got: that is how the chain would go.
+#[derive(Default)]
+struct Explainer(RefCell<Vec<Call>>);
+
+impl Exec for Explainer {
+    fn run(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        self.0.borrow_mut().push(call.clone());
+        let request: Value = serde_json::from_slice(&call.stdin).unwrap_or_default();
+        let result = match request.get("prevResult") {
+            Some(before) => before.clone(),
+            None => json!({ "cniVersion": request["cniVersion"] }),
+        };
+        Ok(result.to_string().into_bytes())
+    }
+}
+
+/// What would be sent to each plugin. Nothing runs, and nothing is kept.
+fn explain(cni: &Cni, of: &CniNetwork, call: &str, path: Vec<PathBuf>) -> Result<Value> {
+    let (list, container) = (list(cni, &of.network)?, container(cni, of)?);
+    let aside = tempfile::tempdir().context("no place for a copy of what is kept of ADD")?;
+    let cache = Cache::new(aside.path());
+    // Without one, or with one that cannot be read, the calls are those without a result.
+    if let Ok(Some(entry)) = Cache::new(&cni.cache_dir).get(&list.name, &container.id, &container.ifname) {
+        cache.put(&entry)?;
+    }
+    let explainer = Explainer::default();
+    let runtime = Runtime { exec: &explainer, cache: &cache, path: path.clone() };
+    match call.to_ascii_uppercase().as_str() {
+        "ADD" => _ = runtime.add(&list, &container)?,
+        "DEL" => runtime.del(&list, &container)?,
+        "CHECK" => runtime.check(&list, &container)?,
+        "STATUS" => runtime.status(&list)?,
+        "GC" => runtime.gc(&list, &[]).map_err(|errors| anyhow!("{}", errors[0]))?,
+        _ => bail!("--call {call:?}: give ADD, DEL, CHECK, STATUS or GC"),
+    }
+    let calls = explainer.0.into_inner().into_iter().map(|call| {
+        let stdin: Value = serde_json::from_slice(&call.stdin).unwrap_or_default();
+        json!({ "plugin": call.plugin, "program": find(&call.plugin, &path).ok(), "env": call.env, "stdin": stdin })
+    });
+    Ok(json!({ "network": list.name, "cniVersion": list.version, "calls": calls.collect::<Vec<_>>() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_container_id_is_that_of_the_go_tool() {
+        let id = container_id("/var/run/netns/test");
+        assert_eq!(id.len(), "cnitool-".len() + 20);
+        assert_ne!(id, container_id("/var/run/netns/other"));
+    }
+}
