@@ -125,6 +125,17 @@ pub(crate) enum CniCommand {
         /// Its type, such as `bridge`.
         plugin: String,
     },
+    /// Try what the specification asks of a plugin on one, in network namespaces of the check's own. Needs root.
+    ///
+    /// Ends with 0 if all is as it shall be, 1 if something is not. Give a configuration that the plugin can work with, and
+    /// directories for what it keeps that are made for the check.
+    Conformance {
+        /// File with the plugin's configuration: a .conf, or a .conflist, whose first plugin is tried.
+        config: PathBuf,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
     /// Print what would be sent to each plugin. Nothing runs.
     Explain {
         #[command(flatten)]

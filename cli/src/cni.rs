@@ -20,7 +20,8 @@ use isthmus_cni_kit::version::Version;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
-use crate::args::{Cni, CniCommand, CniNetwork};
+use crate::args::{Cni, CniCommand, CniNetwork, Output};
+use crate::conformance::{self, Verdict};
 
 /// Carries a command out. Returns the exit code.
 pub(crate) fn run(cni: &Cni) -> Result<u8> {
@@ -45,6 +46,7 @@ pub(crate) fn run(cni: &Cni) -> Result<u8> {
             }
         }
         CniCommand::Version { plugin } => print(&version(&programs, plugin)?)?,
+        CniCommand::Conformance { config, output } => return conformance(programs, config, *output),
         CniCommand::Explain { of, call } => print(&explain(cni, of, call, path)?)?,
     }
     Ok(crate::OK)
@@ -98,6 +100,33 @@ fn version(programs: &Programs, plugin: &str) -> Result<Value> {
     let json: Value = serde_json::from_slice(&printed).context("its answer to VERSION is no JSON")?;
     let supported = VersionResult::from_json(&json)?.supported;
     Ok(json!({ "plugin": plugin, "program": find(plugin, &programs.path)?, "supportedVersions": supported }))
+}
+
+fn conformance(programs: Programs, config: &std::path::Path, output: Output) -> Result<u8> {
+    let list = load::load_file(config, Version::NEWEST).with_context(|| config.display().to_string())?;
+    let mut first = list.plugins.first().context("the list has no plugin")?.clone();
+    first.insert("name".to_owned(), Value::from(list.name.as_str()));
+    let rows = conformance::run(programs, first)?;
+    let failed = rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))).count();
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
+        Output::Yaml => print!("{}", crate::yaml::print(&rows)?),
+        Output::Table => {
+            for row in &rows {
+                let (mark, why) = match &row.verdict {
+                    Verdict::Passed => ("ok     ", ""),
+                    Verdict::Failed(why) => ("FAILED ", why.as_str()),
+                    Verdict::Skipped(why) => ("skipped", why.as_str()),
+                };
+                println!("{mark}  {} (section {})", row.check, row.clause);
+                if !why.is_empty() {
+                    println!("         {}", why.replace('\n', " "));
+                }
+            }
+            println!("{} checks, {failed} failed", rows.len());
+        }
+    }
+    Ok(if failed == 0 { crate::OK } else { crate::NOT_READY })
 }
 
 /// Notes calls in place of making them. A plugin that adds hands on what it got: that is how the chain would go.

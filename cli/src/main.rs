@@ -3,6 +3,7 @@
 
 mod args;
 mod cni;
+mod conformance;
 mod connect;
 mod failure;
 mod node;

@@ -177,3 +177,66 @@ fn a_link_named_cnitool_takes_its_arguments() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("network \"nowhere\""), "{said}");
 }
+
+/// Checks that failed, of a plugin in this directory with this configuration.
+fn failed_checks(plugins: &Path, config: &Value) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("subject.conf");
+    fs::write(&file, config.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isthmus"));
+    command.args(["cni", "conformance", "-o", "json"]).arg(&file).env("CNI_PATH", plugins);
+    let output = command.output().unwrap();
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert!(rows.len() > 20, "{rows:?}");
+    let failed = rows.iter().filter(|row| row["verdict"]["failed"].is_string());
+    let failed: Vec<String> = failed.map(|row| row["check"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(output.status.success(), failed.is_empty());
+    failed
+}
+
+#[test]
+fn the_conformance_check_finds_one_fault_in_the_bridge_plugin_of_the_go_project() {
+    let Some(bench) = Bench::new("conformance of bridge") else { return };
+    let leases = bench.dir.path().join("leases");
+    let ipam = json!({ "type": "host-local", "dataDir": leases, "subnet": "10.78.0.0/24" });
+    let config =
+        json!({ "cniVersion": "1.0.0", "name": "n", "type": "bridge", "bridge": "t0", "ipam": ipam });
+    assert_eq!(failed_checks(Path::new(PLUGINS), &config), ["an error object says its cniVersion"]);
+}
+
+#[test]
+fn the_conformance_check_finds_what_is_wrong_with_a_plugin_that_says_yes_to_everything() {
+    if Bench::new("conformance of nothing").is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("yes");
+    let script = r#"#!/bin/sh
+cat >/dev/null
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
+ADD) echo '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}' ;;
+esac
+"#;
+    fs::write(&file, script).unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let failed = failed_checks(dir.path(), &json!({ "cniVersion": "1.1.0", "name": "n", "type": "yes" }));
+    let expected = [
+        "an unknown CNI_COMMAND is an error object",
+        "an error object says its cniVersion",
+        "ADD without CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME is error 4",
+        "a version that nobody speaks is error 1",
+        "a configuration that is no JSON is error 6",
+        "a container ID with a slash is refused",
+        "ADD makes CNI_IFNAME in CNI_NETNS and says so",
+        "ADD answers in the version that it is asked in, each of its own",
+        "ADD for an interface that is there is an error",
+        "ADD that failed leaves the other container as it was",
+        "CHECK finds that the interface is gone",
+        "CHECK finds that the address is gone",
+        "addresses of containers added side by side differ",
+        "GC frees what is not valid, keeps what is, and prints nothing",
+    ];
+    assert_eq!(failed, expected);
+}

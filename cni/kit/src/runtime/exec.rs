@@ -116,8 +116,23 @@ fn kill(child: &mut Child) {
     let _ = child.wait();
 }
 
-impl Exec for Programs {
-    fn run(&self, call: &Call) -> Result<Vec<u8>, Error> {
+/// How a plugin ended, and all that it printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Exit code 0.
+    pub success: bool,
+    /// Results and error objects.
+    pub stdout: Vec<u8>,
+    /// For people.
+    pub stderr: Vec<u8>,
+}
+
+impl Programs {
+    /// Runs one plugin to its end, whatever that is.
+    ///
+    /// # Errors
+    /// Code 7 for a plugin that is not found, code 5 for one that cannot be started or was killed.
+    pub fn output(&self, call: &Call) -> Result<Output, Error> {
         let program = find(&call.plugin, &self.path)?;
         let until = Instant::now() + self.deadline;
         let mut child =
@@ -133,11 +148,11 @@ impl Exec for Programs {
             let left = until.saturating_duration_since(Instant::now());
             from.and_then(|from| from.recv_timeout(left).ok())
         };
-        let Some(printed) = read(stdout) else {
+        let Some(stdout) = read(stdout) else {
             kill(&mut child);
             return Err(failed(&call.plugin, "killed", format!("no end after {:?}", self.deadline)));
         };
-        if printed.len() > MAX_BYTES {
+        if stdout.len() > MAX_BYTES {
             kill(&mut child);
             return Err(failed(&call.plugin, "killed", format!("it printed more than {MAX_BYTES} bytes")));
         }
@@ -145,10 +160,17 @@ impl Exec for Programs {
             kill(&mut child);
             return Err(failed(&call.plugin, "killed", format!("no end after {:?}", self.deadline)));
         };
-        if status.success() {
-            return Ok(printed);
-        }
-        Err(Error::of_output(&printed, &read(stderr).unwrap_or_default()))
+        let success = status.success();
+        // What a plugin left running may hold it open; of a success nobody reads it.
+        let stderr = if success { Vec::new() } else { read(stderr).unwrap_or_default() };
+        Ok(Output { success, stdout, stderr })
+    }
+}
+
+impl Exec for Programs {
+    fn run(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        let output = self.output(call)?;
+        if output.success { Ok(output.stdout) } else { Err(Error::of_output(&output.stdout, &output.stderr)) }
     }
 }
 
