@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The one event loop: watches, kernel events, the data plane and CNI calls in; kernel state and a status out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use isthmus_compiler::{NodeFacts, NodeIntent, closed_ruleset, compile};
 use isthmus_intake::node::{Problem, intake};
 use isthmus_kernel::{Change, Events, InSync, Kernel, Nft, Outcomes};
-use isthmus_model::dataplane::{DataplaneConfig, Report};
+use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, Report, Tunnel};
 use isthmus_model::ids::{LinkName, NodeName};
 use isthmus_model::kernel::Desired;
 use tokio::sync::{mpsc, watch};
@@ -39,6 +39,8 @@ const LISTEN_FIRST: Duration = Duration::from_secs(15);
 /// How long a new agent waits for the API server before it acts on what the node knew before.
 const REMEMBER_AFTER: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(2);
+/// How long a tunnel outlives the routes through it.
+const LEAVE_AFTER: Duration = Duration::from_secs(2);
 const PROBE_JOURNAL_TICKS: u64 = 5;
 const ORPHANS_TICKS: u64 = 15;
 
@@ -78,6 +80,8 @@ pub struct Engine {
     facts: NodeFacts,
     desired: Option<Desired>,
     configured: Option<DataplaneConfig>,
+    /// When the tunnels go that are not wanted any more.
+    leave_at: Option<Instant>,
     /// The data plane process has said on this connection what it runs.
     dataplane_told: bool,
     armed: bool,
@@ -116,6 +120,7 @@ impl Engine {
             facts: NodeFacts::default(),
             desired: None,
             configured: None,
+            leave_at: None,
             dataplane_told: false,
             armed: false,
             from_memory: false,
@@ -260,10 +265,7 @@ impl Engine {
         self.facts.pods = self.wiring.node.ledger().pod_facts();
         let desired = compile(&self.intent, &self.facts);
         // First, since the kernel's entries for tunnels need the devices that the data plane process makes.
-        if self.configured.as_ref() != Some(&desired.dataplane) {
-            self.wiring.dataplane.configure(desired.dataplane.clone());
-            self.configured = Some(desired.dataplane.clone());
-        }
+        self.configure(&desired.dataplane, Instant::now());
         if due || self.desired.as_ref() != Some(&desired) {
             self.apply(&desired, sync, due || self.desired.is_none()).await;
         }
@@ -272,6 +274,23 @@ impl Engine {
             self.keep_intent();
         }
         Ok(self.failures.clone())
+    }
+
+    /// Tunnels that leave go two seconds after the others were told: routes lead elsewhere then, and what lay in a device's
+    /// queue is on its way.
+    fn configure(&mut self, wanted: &DataplaneConfig, now: Instant) {
+        let leaving = self.configured.as_ref().map(|told| leaving(told, wanted, &self.facts.dataplane));
+        let leaves = leaving.as_ref().is_some_and(|leaving| !leaving.is_empty());
+        let until = leaves.then(|| self.leave_at.unwrap_or(now + LEAVE_AFTER));
+        self.leave_at = until.filter(|until| now < *until);
+        let mut config = wanted.clone();
+        if self.leave_at.is_some() {
+            config.tunnels.extend(leaving.into_iter().flatten());
+        }
+        if self.configured.as_ref() != Some(&config) {
+            self.wiring.dataplane.configure(config.clone());
+            self.configured = Some(config);
+        }
     }
 
     /// Proof that all is known; none where the API server keeps silent and the node goes on with what it knew before.
@@ -520,4 +539,62 @@ pub(crate) fn concerns_pod(
             || what.split_whitespace().any(|word| word == link.as_str() || own.iter().any(|net| net == word))
     };
     failures.iter().find(|(what, _)| concerns(what)).map(|(what, why)| format!("{what}: {why}"))
+}
+
+/// Tunnels that run and are not wanted, with a key that is still there. None whose ends are wanted under another name: a peer's
+/// key belongs to one tunnel.
+fn leaving(
+    told: &DataplaneConfig,
+    wanted: &DataplaneConfig,
+    now: &DataplaneState,
+) -> BTreeMap<LinkName, Tunnel> {
+    let both_slots = now.next_public_key.is_some() || now.previous_public_key.is_some();
+    let ends = |tunnel: &Tunnel| (tunnel.key_slot, tunnel.peer_key.clone());
+    let taken: BTreeSet<_> = wanted.tunnels.values().map(ends).collect();
+    let leaves = |(name, tunnel): &(&LinkName, &Tunnel)| {
+        let has_key = both_slots || tunnel.key_slot == now.key_slot;
+        has_key && wanted.gateway && !wanted.tunnels.contains_key(*name) && !taken.contains(&ends(tunnel))
+    };
+    told.tunnels.iter().filter(leaves).map(|(name, tunnel)| (name.clone(), tunnel.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isthmus_model::dataplane::KeySlot;
+
+    fn tunnels(of: &[(&str, &str, KeySlot)]) -> DataplaneConfig {
+        let tunnel = |(name, key, key_slot): &(&str, &str, KeySlot)| {
+            let tunnel = Tunnel {
+                peer: "west".parse().unwrap(),
+                peer_key: (*key).to_owned(),
+                endpoint: None,
+                allowed: BTreeSet::new(),
+                keepalive_s: 0,
+                key_slot: *key_slot,
+            };
+            (name.parse().unwrap(), tunnel)
+        };
+        DataplaneConfig {
+            gateway: true,
+            tunnels: of.iter().map(tunnel).collect(),
+            ..DataplaneConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_is_not_wanted_any_more_leaves_later_if_it_still_has_its_ends() {
+        let one_key = DataplaneState::default();
+        let told = tunnels(&[("iw-1", "a", KeySlot::First), ("iw-2", "b", KeySlot::First)]);
+        let names = |wanted: &DataplaneConfig, state: &DataplaneState| -> Vec<String> {
+            leaving(&told, wanted, state).into_keys().map(|name| name.to_string()).collect()
+        };
+        assert_eq!(names(&tunnels(&[("iw-2", "b", KeySlot::First)]), &one_key), ["iw-1"]);
+        assert!(names(&told, &one_key).is_empty());
+        let renamed = tunnels(&[("iw-3", "a", KeySlot::First), ("iw-2", "b", KeySlot::First)]);
+        assert!(names(&renamed, &one_key).is_empty(), "its peer's key belongs to another tunnel now");
+        let second = DataplaneState { key_slot: KeySlot::Second, ..DataplaneState::default() };
+        assert!(names(&tunnels(&[]), &second).is_empty(), "its key is gone");
+        assert!(names(&DataplaneConfig::default(), &one_key).is_empty(), "the node is no gateway any more");
+    }
 }
