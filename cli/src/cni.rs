@@ -77,7 +77,7 @@ fn container(cni: &Cni, of: &CniNetwork) -> Result<Container> {
     Ok(Container { id, netns: of.netns.clone(), ifname: cni.ifname.clone(), args, capability_args })
 }
 
-/// The one that cnitool derives from the namespace's path: what one of them added, the other can delete.
+/// Derived from the namespace's path, by the rule of the Go project's cnitool: the first ten bytes of its SHA-512.
 fn container_id(netns: &str) -> String {
     let hash = Sha512::digest(netns);
     let hex: Vec<String> = hash[..10].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -176,9 +176,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_container_id_is_that_of_the_go_tool() {
+    fn the_container_id_begins_the_hash_of_the_namespaces_path() {
         let id = container_id("/var/run/netns/test");
         assert_eq!(id.len(), "cnitool-".len() + 20);
+        assert_eq!(id, "cnitool-7b8a61d5d8e94d07cbe4", "as sha512sum(1) has it");
         assert_ne!(id, container_id("/var/run/netns/other"));
     }
 }
