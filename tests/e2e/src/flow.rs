@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_testkit::within;
 
@@ -12,6 +12,10 @@ use crate::pod::{IN_POD, Pod};
 
 /// Seconds between two packets: with the coarsest of timers it still gives 100 packets a second.
 const INTERVAL: &str = "0.008";
+
+/// Packets that follow a flow's end, so that what was sent before it is not taken for lost while it is under way.
+const LATER: u32 = 25;
+const TAIL: Duration = Duration::from_secs(10);
 
 /// A running ping, 100 packets a second.
 pub struct Flow {
@@ -55,9 +59,17 @@ impl Flow {
         Self { node: from.node.clone(), file, about }
     }
 
-    /// Ends the flow and counts.
+    /// Ends the flow and counts. Every packet that was sent before this call has its time to come back: the flow goes on until a
+    /// later one came, or the deadline says that none does.
     #[track_caller]
     pub fn stop(self) -> Tally {
+        let until = Instant::now() + TAIL;
+        let mut judged = None;
+        if let Some(reached) = self.answered() {
+            while judged.is_none() && Instant::now() < until {
+                judged = self.answered().filter(|last| *last >= reached + LATER);
+            }
+        }
         on_node(&self.node, "kill -INT $(cat $1.pid)", &[&self.file])
             .unwrap_or_else(|error| panic!("{error:#}"));
         let log = within(Duration::from_secs(5), || {
@@ -71,7 +83,8 @@ impl Flow {
         });
         // Only a leftover file of our own; the node goes with the lab.
         let _ = on_node(&self.node, "rm -f $1.pid $1.log", &[&self.file]);
-        let tally = Tally::read(&log).unwrap_or_else(|| panic!("ping's output cannot be read: {log}"));
+        let tally =
+            Tally::read(&log, judged).unwrap_or_else(|| panic!("ping's output cannot be read: {log}"));
         eprintln!(
             "flow from {}: {} sent, {} lost, longest gap {:?}",
             self.about,
@@ -83,6 +96,18 @@ impl Flow {
     }
 }
 
+impl Flow {
+    /// The highest sequence number that came back so far.
+    fn answered(&self) -> Option<u32> {
+        let log = on_node(&self.node, "tail -n 50 $1.log", &[&self.file]).ok()?;
+        log.lines().filter(|line| line.contains(" bytes from ")).filter_map(sequence).max()
+    }
+}
+
+fn sequence(line: &str) -> Option<u32> {
+    line.split("icmp_seq=").nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
 impl Drop for Flow {
     /// A test that fails in between leaves no ping behind. After [`Flow::stop`] there is nothing left to end.
     fn drop(&mut self) {
@@ -92,17 +117,16 @@ impl Drop for Flow {
 }
 
 impl Tally {
-    /// Reads ping's output. The last two packets may still have been under way when it ended.
-    fn read(log: &str) -> Option<Self> {
-        let number =
-            |line: &str| line.split("icmp_seq=").nth(1)?.split_whitespace().next()?.parse::<u32>().ok();
+    /// Reads ping's output and judges packets up to this one. Without one, all but the last two: these may still have been under way
+    /// when it ended.
+    fn read(log: &str, judged: Option<u32>) -> Option<Self> {
         let answered = log.lines().filter(|line| line.contains(" bytes from "));
-        let came: BTreeSet<u32> = answered.filter_map(number).collect();
+        let came: BTreeSet<u32> = answered.filter_map(sequence).collect();
         let summary = log.lines().find(|line| line.contains("packets transmitted"))?;
         let sent: u32 = summary.split_whitespace().next()?.parse().ok()?;
         let took_ms: u64 = summary.rsplit("time ").next()?.trim().strip_suffix("ms")?.parse().ok()?;
-        let lost: Vec<u32> =
-            (1..=sent.saturating_sub(2)).filter(|sequence| !came.contains(sequence)).collect();
+        let last = judged.unwrap_or(sent.saturating_sub(2)).min(sent);
+        let lost: Vec<u32> = (1..=last).filter(|sequence| !came.contains(sequence)).collect();
         let mut longest: u64 = 0;
         let mut run = 0;
         let mut before = None;
@@ -147,8 +171,14 @@ From 10.1.0.1 icmp_seq=2 Destination Host Unreachable
 --- 10.2.0.1 ping statistics ---
 7 packets transmitted, 2 received, 71% packet loss, time 70ms
 ";
-        let tally = Tally::read(log).expect("a tally");
+        let tally = Tally::read(log, None).expect("a tally");
 
         assert_eq!(tally, Tally { sent: 7, lost: vec![2, 3, 4], longest_gap: Duration::from_millis(30) });
+        let until_the_third = Tally::read(log, Some(3)).expect("a tally");
+        assert_eq!(
+            until_the_third.lost,
+            [2, 3],
+            "what came later than the last that is judged may still come"
+        );
     }
 }
