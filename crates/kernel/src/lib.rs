@@ -14,14 +14,15 @@ mod fdb;
 mod kernel;
 mod link;
 mod neigh;
-pub mod netns;
 pub mod nft;
 pub mod pod_link;
 mod route;
 mod rule;
 mod sysctl;
 mod table;
-mod wire;
+
+use isthmus_netlink as wire;
+pub use isthmus_netlink::netns;
 
 pub use converge::{InSync, Outcomes};
 pub use events::{Change, Events};

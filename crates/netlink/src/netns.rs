@@ -20,7 +20,7 @@ pub fn run<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> io::Result<
 }
 
 /// Moves the calling thread, for good, into the namespace.
-pub(crate) fn enter(namespace: impl AsFd) -> io::Result<()> {
+pub fn enter(namespace: impl AsFd) -> io::Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     Ok(())
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One conversation with the kernel over a netlink socket: batches of requests and dumps.
+//! Conversations with the kernel over netlink sockets: batches of requests and dumps, in any network namespace.
 //!
 //! Blocking on purpose: the kernel works inside `sendmsg`, under its own lock, so an asynchronous socket would
 //! block just the same.
+
+pub mod netns;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -27,22 +29,22 @@ const RECEIVE_LEN: usize = 64 * 1024;
 
 /// A request without its netlink header.
 #[derive(Clone, Debug)]
-pub(crate) struct Request {
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) body: Vec<u8>,
+pub struct Request {
+    pub kind: u16,
+    pub flags: u16,
+    pub body: Vec<u8>,
 }
 
 impl Request {
     /// A request of the routing family.
-    pub(crate) fn route(message: &RouteNetlinkMessage, flags: u16) -> Self {
+    pub fn route(message: &RouteNetlinkMessage, flags: u16) -> Self {
         let mut body = vec![0; message.buffer_len()];
         message.serialize(&mut body);
         Self { kind: message.message_type(), flags, body }
     }
 
     /// Appends the whole message, padded.
-    pub(crate) fn encode(&self, sequence: u32, flags: u16, out: &mut Vec<u8>) {
+    pub fn encode(&self, sequence: u32, flags: u16, out: &mut Vec<u8>) {
         let length = (HEADER_LEN + self.body.len()) as u32;
         out.extend(length.to_ne_bytes());
         out.extend(self.kind.to_ne_bytes());
@@ -56,14 +58,14 @@ impl Request {
 
 /// What the kernel said to a request that it did not carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) errno: i32,
-    pub(crate) text: Option<String>,
+pub struct Refusal {
+    pub errno: i32,
+    pub text: Option<String>,
 }
 
 impl Refusal {
     /// What was to be removed is not there (any more).
-    pub(crate) fn is_absent(&self) -> bool {
+    pub fn is_absent(&self) -> bool {
         matches!(self.errno, libc::ENOENT | libc::ESRCH | libc::ENODEV | libc::EADDRNOTAVAIL)
     }
 }
@@ -88,18 +90,18 @@ impl From<Refusal> for io::Error {
 }
 
 /// A message from the kernel.
-pub(crate) struct Answer {
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) sequence: u32,
+pub struct Answer {
+    pub kind: u16,
+    pub flags: u16,
+    pub sequence: u32,
     /// Who asked for this, in a notification.
-    pub(crate) port: u32,
-    pub(crate) body: Vec<u8>,
+    pub port: u32,
+    pub body: Vec<u8>,
 }
 
 impl Answer {
     /// The result that an NLMSG_ERROR carries (0 = acknowledged).
-    pub(crate) fn verdict(&self) -> Result<(), Refusal> {
+    pub fn verdict(&self) -> Result<(), Refusal> {
         let code = self.body.first_chunk::<4>().map_or(-libc::EBADMSG, |b| i32::from_ne_bytes(*b));
         if code == 0 {
             return Ok(());
@@ -118,7 +120,7 @@ fn extended_text(attributes: &[u8]) -> Option<String> {
 }
 
 /// The attributes in a byte string: type without its flag bits, and value. Ends at the first malformed one.
-pub(crate) fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk::<2>()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;
@@ -129,7 +131,7 @@ pub(crate) fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8
 }
 
 /// A netlink socket and its running sequence number.
-pub(crate) struct Wire {
+pub struct Wire {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -137,14 +139,14 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Opens a routing socket in the calling thread's network namespace.
-    pub(crate) fn open_route() -> io::Result<Self> {
+    pub fn open_route() -> io::Result<Self> {
         let wire = Self::open(NETLINK_ROUTE)?;
         wire.socket.set_netlink_get_strict_chk(true)?;
         Ok(wire)
     }
 
     /// Opens a socket of any netlink family in the calling thread's network namespace.
-    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+    pub fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.set_cap_ack(true)?;
@@ -153,18 +155,18 @@ impl Wire {
     }
 
     /// Uses a socket that is already bound.
-    pub(crate) fn over(socket: Socket) -> io::Result<Self> {
+    pub fn over(socket: Socket) -> io::Result<Self> {
         let timeout = TimeVal::milliseconds(ANSWER_TIMEOUT.as_millis() as i64);
         setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_LEN) })
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
+    pub fn socket(&self) -> &Socket {
         &self.socket
     }
 
     /// Carries out the requests in order and returns each one's result. An error means that the socket failed.
-    pub(crate) fn execute(&mut self, requests: &[Request]) -> io::Result<Vec<Result<(), Refusal>>> {
+    pub fn execute(&mut self, requests: &[Request]) -> io::Result<Vec<Result<(), Refusal>>> {
         let mut results = Vec::with_capacity(requests.len());
         for batch in requests.chunks(BATCH_REQUESTS_MAX) {
             let first = self.advance(batch.len() as u32);
@@ -179,13 +181,13 @@ impl Wire {
     }
 
     /// Carries out one request.
-    pub(crate) fn execute_one(&mut self, request: Request) -> io::Result<Result<(), Refusal>> {
+    pub fn execute_one(&mut self, request: Request) -> io::Result<Result<(), Refusal>> {
         let mut results = self.execute(std::slice::from_ref(&request))?;
         Ok(results.pop().unwrap_or(Err(Refusal { errno: libc::EBADMSG, text: None })))
     }
 
     /// Asks for one object: the message, or the refusal.
-    pub(crate) fn ask(&mut self, request: &Request) -> io::Result<Result<Answer, Refusal>> {
+    pub fn ask(&mut self, request: &Request) -> io::Result<Result<Answer, Refusal>> {
         let sequence = self.advance(1);
         let mut datagram = Vec::new();
         request.encode(sequence, 0, &mut datagram);
@@ -206,7 +208,7 @@ impl Wire {
     }
 
     /// Reads a whole table. A dump that the kernel reports as interrupted is begun again.
-    pub(crate) fn dump(&mut self, request: &Request) -> io::Result<Vec<Answer>> {
+    pub fn dump(&mut self, request: &Request) -> io::Result<Vec<Answer>> {
         for _ in 0..8 {
             if let Some(answers) = self.dump_once(request)? {
                 return Ok(answers);
@@ -235,23 +237,20 @@ impl Wire {
     }
 
     /// Reads a table of the routing family. Entries that our parser does not know are foreign: they are left out.
-    pub(crate) fn dump_route(
-        &mut self,
-        message: &RouteNetlinkMessage,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub fn dump_route(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         let answers = self.dump(&Request::route(message, 0))?;
         Ok(answers.iter().filter_map(parse_route).collect())
     }
 
     /// Reserves sequence numbers and returns the first.
-    pub(crate) fn advance(&mut self, count: u32) -> u32 {
+    pub fn advance(&mut self, count: u32) -> u32 {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(count);
         first
     }
 
     /// Sends one datagram of any length: beyond the default limit the limit is raised first.
-    pub(crate) fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
+    pub fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
         if datagram.len() > SEND_LEN_DEFAULT {
             setsockopt(&self.socket, sockopt::SndBufForce, &(2 * datagram.len()))?;
         }
@@ -260,7 +259,7 @@ impl Wire {
     }
 
     /// The messages of the next datagram.
-    pub(crate) fn receive(&mut self, deadline: Instant) -> io::Result<Vec<Answer>> {
+    pub fn receive(&mut self, deadline: Instant) -> io::Result<Vec<Answer>> {
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
@@ -273,7 +272,7 @@ impl Wire {
     }
 
     /// Throws away what is left over from an earlier owner of the socket or an interrupted request.
-    pub(crate) fn drain(&mut self) {
+    pub fn drain(&mut self) {
         self.buffer.clear();
         while self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT).is_ok() {
             self.buffer.clear();
@@ -301,7 +300,7 @@ impl Wire {
 }
 
 /// The answer as a message of the routing family.
-pub(crate) fn parse_route(answer: &Answer) -> Option<RouteNetlinkMessage> {
+pub fn parse_route(answer: &Answer) -> Option<RouteNetlinkMessage> {
     let mut header = NetlinkHeader::default();
     header.message_type = answer.kind;
     match RouteNetlinkMessage::deserialize(&header, &answer.body) {
@@ -314,7 +313,7 @@ pub(crate) fn parse_route(answer: &Answer) -> Option<RouteNetlinkMessage> {
 }
 
 /// Cuts a datagram into messages.
-pub(crate) fn split(mut bytes: &[u8]) -> Vec<Answer> {
+pub fn split(mut bytes: &[u8]) -> Vec<Answer> {
     let mut answers = Vec::new();
     while let Some(header) = bytes.first_chunk::<HEADER_LEN>() {
         let field =
