@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
 use crate::args::{Cni, CniCommand, CniNetwork, Output};
-use crate::conformance::{self, Verdict};
+use isthmus_cni_conformance::{self as conformance, Verdict};
 
 /// Carries a command out. Returns the exit code.
 pub(crate) fn run(cni: &Cni) -> Result<u8> {

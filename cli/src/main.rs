@@ -3,7 +3,6 @@
 
 mod args;
 mod cni;
-mod conformance;
 mod connect;
 mod failure;
 mod node;

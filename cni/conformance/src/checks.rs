@@ -343,7 +343,10 @@ fn address_returns(subject: &Subject, _: &[Version]) -> Result<Verdict> {
 
 fn status(subject: &Subject, _: &[Version]) -> Result<Verdict> {
     if !subject.version.has_status() {
-        return Ok(Skipped(format!("it speaks up to {}; STATUS came with 1.1.0", subject.version)));
+        return Ok(Skipped(format!(
+            "it or its IPAM plugin speaks up to {}; STATUS came with 1.1.0",
+            subject.version
+        )));
     }
     let env = [("CNI_COMMAND", "STATUS".to_owned()), ("CNI_PATH", subject.path())];
     let output =
@@ -358,7 +361,10 @@ fn status(subject: &Subject, _: &[Version]) -> Result<Verdict> {
 
 fn gc(subject: &Subject, _: &[Version]) -> Result<Verdict> {
     if !subject.version.has_gc() {
-        return Ok(Skipped(format!("it speaks up to {}; GC came with 1.1.0", subject.version)));
+        return Ok(Skipped(format!(
+            "it or its IPAM plugin speaks up to {}; GC came with 1.1.0",
+            subject.version
+        )));
     }
     added(subject, "c-valid", |kept, kept_result| {
         let stale = Attachment::new("c-stale")?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `isthmus cni conformance`: what the CNI specification asks of a plugin, tried on one, in network namespaces that the check makes.
+//! What the CNI specification asks of a plugin, tried on one, in network namespaces that the check makes.
 
 mod checks;
 mod spaces;
@@ -19,7 +19,7 @@ use spaces::Space;
 /// Where the plugin was found right, wrong or was not asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) enum Verdict {
+pub enum Verdict {
     Passed,
     Failed(String),
     Skipped(String),
@@ -27,21 +27,27 @@ pub(crate) enum Verdict {
 
 /// One row of the table.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Row {
+pub struct Row {
     /// What is asked, as a sentence.
-    pub(crate) check: &'static str,
+    pub check: &'static str,
     /// Where the specification says so.
-    pub(crate) clause: &'static str,
-    pub(crate) verdict: Verdict,
+    pub clause: &'static str,
+    pub verdict: Verdict,
 }
 
 /// Runs every check on a plugin with this configuration. Needs root.
-pub(crate) fn run(programs: Programs, config: Map<String, Value>) -> Result<Vec<Row>> {
+pub fn run(programs: Programs, config: Map<String, Value>) -> Result<Vec<Row>> {
     spaces::in_new(move || {
         let plugin = config.get("type").and_then(Value::as_str).context("the configuration has no type")?;
         let version = Version::NEWEST;
+        let ipam = config.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
+        let ipam = ipam.map(str::to_owned);
         let mut subject = Subject { plugin: plugin.to_owned(), programs, config, version, cannot_add: None };
-        let supported = subject.versions()?;
+        let mut supported = subject.versions(&subject.plugin)?;
+        if let Some(known) = ipam.and_then(|ipam| subject.versions(&ipam).ok()) {
+            // The plugin hands its configuration on: a version has to suit both.
+            supported.retain(|version| known.contains(version));
+        }
         subject.version = supported.last().copied().unwrap_or(Version::OLDEST);
         let trial = Attachment::new("c-trial")?;
         subject.cannot_add =
@@ -64,7 +70,7 @@ struct Subject {
     plugin: String,
     programs: Programs,
     config: Map<String, Value>,
-    /// The newest version that it and we speak.
+    /// The newest version that it, its IPAM plugin and we speak.
     version: Version,
     /// Why no container can be added at all: checks that need one are skipped.
     cannot_add: Option<String>,
@@ -93,10 +99,11 @@ impl Attachment {
 }
 
 impl Subject {
-    /// Versions that the plugin and this program speak, oldest first.
-    fn versions(&self) -> Result<Vec<Version>> {
-        let output =
-            self.raw([("CNI_COMMAND".to_owned(), "VERSION".to_owned())].into(), self.stdin(&json!({})))?;
+    /// Versions that a plugin and this program speak, oldest first.
+    fn versions(&self, plugin: &str) -> Result<Vec<Version>> {
+        let env = [("CNI_COMMAND".to_owned(), "VERSION".to_owned())].into();
+        let call = Call { plugin: plugin.to_owned(), env, stdin: self.stdin(&json!({})) };
+        let output = self.programs.output(&call)?;
         let json: Value = serde_json::from_slice(&output.stdout)
             .context("VERSION did not print JSON: this is no CNI plugin, or it is broken")?;
         let mut known: Vec<Version> =
