@@ -21,10 +21,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["isthmus-api", "isthmus-compiler", "isthmus-mesh", "isthmus-model", "isthmus-planner"],
     ),
     ("isthmus-planner", &["isthmus-api", "isthmus-mesh", "isthmus-model"]),
-    ("isthmus-kernel", &["isthmus-delta", "isthmus-model"]),
+    ("isthmus-kernel", &["isthmus-delta", "isthmus-model", "isthmus-netlink"]),
     ("isthmus-dataplane", &["isthmus-model", "isthmus-packet-io", "isthmus-wg", "isthmus-wg-kernel"]),
     ("isthmus-cni", &[]),
     ("isthmus-cni-kit", &[]),
+    ("isthmus-cni-conformance", &["isthmus-cni-kit"]),
+    ("isthmus-plugins", &["isthmus-cni-kit", "isthmus-netlink"]),
+    ("isthmus-netlink", &[]),
 ];
 
 /// What no pure crate may use, however far down its own manifest.

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `portmap`: ports of the host lead to ports of the pod.
+
+use std::net::IpAddr;
+
+use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::plugin::{Plugin, Request};
+use isthmus_cni_kit::result::{AddResult, Ip};
+use rtnetlink::packet_route::link::InfoKind;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::own_ips;
+use crate::failure::invalid;
+use crate::net::{Net, pod};
+use crate::nft::{self, Chain, apply, family_of};
+use crate::{owner, settings, sysctl};
+
+const TABLE: &str = "isthmus_portmap";
+const PORTS: Chain = Chain { family: "inet", table: TABLE, name: "ports", hook: "" };
+const RETURNS: Chain = Chain { family: "inet", table: TABLE, name: "returns", hook: "" };
+
+/// What leads into the chains of rules: written anew with each call, so that it is there once. A packet for an address of the host may
+/// be meant for a port of a pod, from outside and from the host itself.
+const ENTRANCES: &str = "\
+add table inet isthmus_portmap
+add chain inet isthmus_portmap ports
+add chain inet isthmus_portmap returns
+add chain inet isthmus_portmap prerouting { type nat hook prerouting priority dstnat; }
+add chain inet isthmus_portmap output { type nat hook output priority -100; }
+add chain inet isthmus_portmap postrouting { type nat hook postrouting priority srcnat; }
+flush chain inet isthmus_portmap prerouting
+flush chain inet isthmus_portmap output
+flush chain inet isthmus_portmap postrouting
+add rule inet isthmus_portmap prerouting fib daddr type local jump ports
+add rule inet isthmus_portmap output fib daddr type local jump ports
+add rule inet isthmus_portmap postrouting ct status dnat jump returns
+";
+
+/// Fields of the configuration. `backend`, `markMasqBit` and `externalSetMarkChain` of the Go plugin have no meaning here: rules are
+/// those of nftables, and find their packets without marks.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Fields {
+    snat: Option<bool>,
+    #[serde(default, rename = "masqAll")]
+    masquerade_all: bool,
+    #[serde(default, rename = "conditionsV4")]
+    conditions_v4: Option<Vec<String>>,
+    #[serde(default, rename = "conditionsV6")]
+    conditions_v6: Option<Vec<String>>,
+}
+
+/// A port of the host and what it leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mapping {
+    host_port: u16,
+    container_port: u16,
+    #[serde(default, deserialize_with = "protocol")]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: Option<String>,
+}
+
+fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = Option::<String>::deserialize(from)?.unwrap_or_default().to_ascii_lowercase();
+    match text.as_str() {
+        "" => Ok("tcp".to_owned()),
+        "tcp" | "udp" | "sctp" => Ok(text),
+        other => Err(serde::de::Error::custom(format!("protocol {other:?} is none of tcp, udp and sctp"))),
+    }
+}
+
+impl Mapping {
+    /// The host's address that it is for: none for all, of both families or of the one that is given.
+    fn host_ip(&self) -> Result<Option<IpAddr>, Error> {
+        let text = self.host_ip.as_deref().filter(|text| !text.is_empty());
+        text.map(|text| text.parse().map_err(|_| invalid(format!("hostIP {text:?} is no IP address"))))
+            .transpose()
+    }
+}
+
+struct Config {
+    mappings: Vec<Mapping>,
+    snat: bool,
+    masquerade_all: bool,
+    conditions: [String; 2],
+}
+
+/// Further conditions go into rules as they are; what could end a rule could begin another.
+fn conditions(list: Option<&Vec<String>>) -> Result<String, Error> {
+    let text = list.map(|words| words.join(" ")).unwrap_or_default();
+    match text.contains(['\n', ';', '{', '}', '#']) {
+        true => Err(invalid("a condition may not have line breaks, ';', '#' and braces")),
+        false => Ok(text),
+    }
+}
+
+impl Config {
+    fn of(request: &Request) -> Result<Self, Error> {
+        let fields: Fields = settings::read(request)?;
+        let mappings: Vec<Mapping> = match request.config.runtime_config("portMappings") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|error| invalid("portMappings has another shape").with_details(error.to_string()))?,
+        };
+        // A host port of 0 maps nothing.
+        let mappings: Vec<Mapping> = mappings.into_iter().filter(|one| one.host_port != 0).collect();
+        if mappings.iter().any(|one| one.container_port == 0) {
+            return Err(invalid("a containerPort of portMappings is 0"));
+        }
+        mappings.iter().try_for_each(|one| one.host_ip().map(drop))?;
+        Ok(Self {
+            mappings,
+            snat: fields.snat.unwrap_or(true),
+            masquerade_all: fields.masquerade_all,
+            conditions: [
+                conditions(fields.conditions_v4.as_ref())?,
+                conditions(fields.conditions_v6.as_ref())?,
+            ],
+        })
+    }
+
+    /// Rules for what comes to a port, one for each address of the pod that the mapping is for.
+    fn port_rules(&self, ips: &[&Ip]) -> Result<Vec<String>, Error> {
+        let mut rules = Vec::new();
+        for mapping in &self.mappings {
+            let host = mapping.host_ip()?;
+            for pod in first_of_each_family(ips) {
+                let family = family_of(pod);
+                let at = match host {
+                    Some(host) if host.is_ipv6() != pod.is_ipv6() => continue,
+                    Some(host) if !host.is_unspecified() => format!(" {family} daddr {host}"),
+                    _ => String::new(),
+                };
+                let conditions = match &self.conditions[usize::from(pod.is_ipv6())] {
+                    text if text.is_empty() => String::new(),
+                    text => format!(" {text}"),
+                };
+                let to = match pod {
+                    IpAddr::V4(pod) => format!("{pod}:{}", mapping.container_port),
+                    IpAddr::V6(pod) => format!("[{pod}]:{}", mapping.container_port),
+                };
+                let proto = if pod.is_ipv6() { "meta nfproto ipv6" } else { "meta nfproto ipv4" };
+                rules.push(format!(
+                    "{proto}{at} {} dport {}{conditions} dnat {family} to {to}",
+                    mapping.protocol, mapping.host_port
+                ));
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Rules for what has to come back by the host: from the pod itself, from the host's loopback, and from everywhere with `masqAll`.
+    fn return_rules(&self, ips: &[&Ip]) -> Vec<String> {
+        if !self.snat {
+            return Vec::new();
+        }
+        let mut rules = Vec::new();
+        for mapping in &self.mappings {
+            for pod in first_of_each_family(ips) {
+                let family = family_of(pod);
+                let loopback = if pod.is_ipv6() { "::1" } else { "127.0.0.0/8" };
+                let from = match self.masquerade_all {
+                    true => String::new(),
+                    false => format!("{family} saddr {{ {pod}, {loopback} }} "),
+                };
+                rules.push(format!(
+                    "{from}{family} daddr {pod} {} dport {} masquerade",
+                    mapping.protocol, mapping.container_port
+                ));
+            }
+        }
+        rules
+    }
+}
+
+fn first_of_each_family(ips: &[&Ip]) -> Vec<IpAddr> {
+    let first = |v6: bool| ips.iter().map(|ip| ip.address.addr()).find(|ip| ip.is_ipv6() == v6);
+    first(false).into_iter().chain(first(true)).collect()
+}
+
+/// What the host's loopback sends to the pod leaves by this interface: the kernel drops it there otherwise.
+fn let_loopback_out(request: &Request, config: &Config, result: &AddResult) -> Result<(), Error> {
+    let v4 = own_ips(request, result)?.iter().any(|ip| ip.address.addr().is_ipv4());
+    if !config.snat || !v4 {
+        return Ok(());
+    }
+    let mut host = Net::here()?;
+    for one in result.interfaces.iter().filter(|one| one.sandbox.is_empty()) {
+        if let Some(link) = host.link(&one.name)?
+            && (link.is(&InfoKind::Bridge) || link.is(&InfoKind::Veth))
+            && link.controller.is_none()
+        {
+            sysctl::ensure(&format!("net/ipv4/conf/{}/route_localnet", link.name), "1")?;
+        }
+    }
+    Ok(())
+}
+
+/// The plugin.
+pub(crate) struct Portmap;
+
+fn delete(request: &Request) -> Result<(), Error> {
+    let returns = RETURNS.delete_own(request);
+    PORTS.delete_own(request).and(returns)
+}
+
+impl Plugin for Portmap {
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        let config = Config::of(request)?;
+        let result = pod::previous(request)?;
+        if config.mappings.is_empty() {
+            return Ok(result);
+        }
+        delete(request)?;
+        let ips = own_ips(request, &result)?;
+        if ips.is_empty() {
+            return Err(invalid("prevResult has no address of the container to map ports to"));
+        }
+        let mark = owner::key(request);
+        let mut lines = ENTRANCES.to_owned();
+        config.port_rules(&ips)?.iter().for_each(|rule| lines.push_str(&PORTS.rule(rule, &mark)));
+        config.return_rules(&ips).iter().for_each(|rule| lines.push_str(&RETURNS.rule(rule, &mark)));
+        apply(&lines)?;
+        let_loopback_out(request, &config, &result)?;
+        Ok(result)
+    }
+
+    /// Without runtimeConfig too, which DEL need not have: whatever rules the attachment has go.
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        match delete(request) {
+            // Without the program there cannot be rules that it made.
+            Err(error) if error.code == code::UNAVAILABLE => Ok(()),
+            other => other,
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        let config = Config::of(request)?;
+        let result = pod::previous(request)?;
+        if config.mappings.is_empty() {
+            return Ok(());
+        }
+        let ips = own_ips(request, &result)?;
+        PORTS.check_own(request, config.port_rules(&ips)?.len())?;
+        RETURNS.check_own(request, config.return_rules(&ips).len())
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        nft::available()?;
+        Config::of(request).map(drop)
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        let returns = RETURNS.collect(request);
+        PORTS.collect(request).and(returns)
+    }
+
+    fn about(&self) -> String {
+        "portmap: ports of the host lead to ports of the pod".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(mappings: &Value) -> Config {
+        Config {
+            mappings: serde_json::from_value(mappings.clone()).unwrap(),
+            snat: true,
+            masquerade_all: false,
+            conditions: [String::new(), "ip6 saddr fd00::/8".to_owned()],
+        }
+    }
+
+    fn ip(text: &str) -> Ip {
+        Ip { interface: None, address: text.parse().unwrap(), gateway: None, extra: serde_json::Map::new() }
+    }
+
+    #[test]
+    fn a_mapping_is_for_both_families_unless_its_host_address_says_which() {
+        let (v4, v6) = (ip("10.0.0.2/24"), ip("fd00::2/64"));
+        let rules = |host: &str| {
+            let mapping = serde_json::json!([{"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": host}]);
+            config(&mapping).port_rules(&[&v4, &v6]).unwrap()
+        };
+        assert_eq!(
+            rules(""),
+            [
+                "meta nfproto ipv4 tcp dport 8080 dnat ip to 10.0.0.2:80",
+                "meta nfproto ipv6 tcp dport 8080 ip6 saddr fd00::/8 dnat ip6 to [fd00::2]:80",
+            ]
+        );
+        assert_eq!(
+            rules("192.0.2.1"),
+            ["meta nfproto ipv4 ip daddr 192.0.2.1 tcp dport 8080 dnat ip to 10.0.0.2:80"]
+        );
+        assert_eq!(rules("::").len(), 1);
+    }
+
+    #[test]
+    fn a_protocol_that_has_no_ports_and_a_condition_that_ends_a_rule_are_refused() {
+        let icmp = serde_json::json!([{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}]);
+        assert!(serde_json::from_value::<Vec<Mapping>>(icmp).is_err());
+        assert!(conditions(Some(&vec!["ip saddr 10.0.0.1; drop".to_owned()])).is_err());
+        assert_eq!(conditions(None), Ok(String::new()));
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Plugins that give addresses, and what other plugins call them with.
+
+pub(crate) mod fixed;
+pub(crate) mod host_local;
+mod range;
+mod store;
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use isthmus_cni_kit::error::Error;
+use isthmus_cni_kit::plugin::Request;
+use isthmus_cni_kit::result::{Dns, Route};
+use isthmus_cni_kit::runtime::exec::Programs;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::failure::invalid;
+
+/// An IPAM plugin may ask a server far away.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where the request says that plugins are.
+pub(crate) fn exec(request: &Request) -> Programs {
+    Programs { path: request.path.clone(), deadline: PATIENCE }
+}
+
+/// The object `ipam` of the configuration, in the plugin's shape.
+pub(crate) fn fields<T: for<'de> Deserialize<'de>>(request: &Request) -> Result<T, Error> {
+    let ipam = request.config.raw().get("ipam").cloned().unwrap_or(Value::Null);
+    if !ipam.is_object() {
+        return Err(invalid("ipam of the configuration is missing"));
+    }
+    serde_json::from_value(ipam)
+        .map_err(|error| invalid("a field of ipam has another shape").with_details(error.to_string()))
+}
+
+/// Addresses that the caller asks for, with or without a prefix: the runtime's before those of `args.cni`, these before `CNI_ARGS`.
+pub(crate) fn asked_for(request: &Request) -> Result<Vec<String>, Error> {
+    let texts = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone());
+    let config = &request.config;
+    let listed = match (config.runtime_config("ips"), config.arg("ips")) {
+        (Some(value), _) if value.as_array().is_some_and(|all| !all.is_empty()) => texts(value),
+        (_, Some(value)) => texts(value),
+        _ => Ok(Vec::new()),
+    };
+    let listed =
+        listed.map_err(|error| invalid("ips is no list of addresses").with_details(error.to_string()))?;
+    if !listed.is_empty() {
+        return Ok(listed);
+    }
+    let args = request.args.get("IP").unwrap_or_default();
+    Ok(args.split(',').map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned).collect())
+}
+
+/// `10.0.0.2` or `10.0.0.2/24`.
+pub(crate) fn parse_asked(text: &str) -> Result<(std::net::IpAddr, Option<IpNet>), Error> {
+    let net = text.parse::<IpNet>().ok();
+    let address = net.map(|net| net.addr()).or_else(|| text.parse().ok());
+    address.map(|address| (address, net)).ok_or_else(|| invalid(format!("{text:?} is no IP address")))
+}
+
+/// Name servers and the like, as `resolv.conf` has them.
+pub(crate) fn read_resolv_conf(path: &str) -> Result<Dns, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| crate::failure::io(path, &error))?;
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let key = words.next().unwrap_or_default();
+        let rest = words.map(str::to_owned);
+        match key {
+            "nameserver" => dns.nameservers.extend(rest.take(1)),
+            "domain" => dns.domain = rest.take(1).collect(),
+            "search" => dns.search.extend(rest),
+            "options" => dns.options.extend(rest),
+            _ => {}
+        }
+    }
+    Ok(dns)
+}
+
+/// Routes that the administrator set.
+pub(crate) type Routes = Vec<Route>;

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `host-device`: an interface of the host moves into the pod, and back.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use isthmus_cni_kit::error::Error;
+use isthmus_cni_kit::names::check_ifname;
+use isthmus_cni_kit::plugin::{Plugin, Request};
+use isthmus_cni_kit::result::{AddResult, Interface};
+use rtnetlink::packet_route::link::LinkAttribute;
+use serde::Deserialize;
+
+use super::{Ipam, forward, with_addresses};
+use crate::failure::{self, invalid};
+use crate::net::link::Link;
+use crate::net::{Net, change_link, down, pod};
+use crate::settings;
+
+/// Fields of the configuration, of which one names the device.
+#[derive(Debug, Deserialize)]
+struct Fields {
+    #[serde(default)]
+    device: String,
+    #[serde(default)]
+    hwaddr: String,
+    #[serde(default)]
+    kernelpath: String,
+    #[serde(default, rename = "pciBusID")]
+    pci_bus_id: String,
+    #[serde(default, rename = "DPDKMode")]
+    dpdk_mode: bool,
+}
+
+/// How the device is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Device {
+    Name(String),
+    Mac(String),
+    KernelPath(PathBuf),
+    Pci(String),
+}
+
+/// In an alias, before the name that the device had on the host.
+const ALIAS: &str = "cni-host:";
+
+impl Fields {
+    fn device(&self, request: &Request) -> Result<Device, Error> {
+        let of_runtime = request.config.runtime_config("deviceID").and_then(|value| value.as_str());
+        let pci = of_runtime.filter(|text| !text.is_empty()).unwrap_or(&self.pci_bus_id);
+        let mut all = Vec::new();
+        if !self.device.is_empty() {
+            check_ifname(&self.device).map_err(|error| invalid(error.msg))?;
+            all.push(Device::Name(self.device.clone()));
+        }
+        if !self.hwaddr.is_empty() {
+            all.push(Device::Mac(settings::mac_text(&settings::parse_mac(&self.hwaddr)?)));
+        }
+        if !self.kernelpath.is_empty() {
+            let path = Path::new(&self.kernelpath);
+            if !path.starts_with("/sys/devices") || self.kernelpath.contains("..") {
+                return Err(invalid("kernelpath is not below /sys/devices"));
+            }
+            all.push(Device::KernelPath(path.to_owned()));
+        }
+        if !pci.is_empty() {
+            if pci.contains(['/', '\0']) || pci.contains("..") {
+                return Err(invalid("pciBusID is no PCI address, such as 0000:01:00.0"));
+            }
+            all.push(Device::Pci(pci.to_owned()));
+        }
+        match (all.pop(), all.is_empty()) {
+            (Some(device), true) => Ok(device),
+            _ => Err(invalid("one of device, hwaddr, kernelpath and pciBusID has to name the interface")),
+        }
+    }
+}
+
+/// The interface's name below a device's directory in sysfs.
+fn name_below(directory: &Path) -> Result<String, Error> {
+    let mut entries =
+        fs::read_dir(directory).map_err(|error| failure::io(&directory.display().to_string(), &error))?;
+    let first = entries.next().and_then(Result::ok).and_then(|entry| entry.file_name().into_string().ok());
+    first.ok_or_else(|| invalid(format!("{} has no interface", directory.display())))
+}
+
+fn find(device: &Device, host: &mut Net) -> Result<Link, Error> {
+    match device {
+        Device::Name(name) => host.named(name, "device"),
+        Device::Mac(mac) => host
+            .links()?
+            .into_iter()
+            .find(|link| link.mac.eq_ignore_ascii_case(mac))
+            .ok_or_else(|| invalid(format!("hwaddr {mac}: there is no such interface"))),
+        Device::KernelPath(path) => {
+            let name = name_below(&path.join("net"))?;
+            host.named(&name, "kernelpath")
+        }
+        Device::Pci(address) => {
+            let name = name_below(&Path::new("/sys/bus/pci/devices").join(address).join("net"))?;
+            host.named(&name, "pciBusID")
+        }
+    }
+}
+
+/// The plugin.
+pub(crate) struct HostDevice;
+
+fn take_in(request: &Request, device: &Device) -> Result<Link, Error> {
+    let netns = pod::open(request)?;
+    let mut host = Net::here()?;
+    let link = find(device, &mut host)?;
+    let requests = [
+        down(link.index),
+        change_link(link.index, vec![LinkAttribute::IfAlias(format!("{ALIAS}{}", link.name))]),
+        change_link(
+            link.index,
+            vec![LinkAttribute::NetNsFd(netns.as_raw_fd()), LinkAttribute::IfName(request.ifname.clone())],
+        ),
+    ];
+    host.execute("move the interface into the container", &requests)?;
+    Ok(link)
+}
+
+/// Moves the device back under its own name. What is not there, or did not come from here, is left.
+fn give_back(request: &Request) -> Result<(), Error> {
+    let Some(mut inside) = pod::inside_if_there(request)? else { return Ok(()) };
+    let Some(link) = inside.link(&request.ifname)? else { return Ok(()) };
+    let Some(name) = link.alias.strip_prefix(ALIAS).map(str::to_owned) else { return Ok(()) };
+    let host = fs::File::open("/proc/thread-self/ns/net")
+        .map_err(|error| failure::io("the host's network namespace", &error))?;
+    let back = vec![LinkAttribute::NetNsFd(host.as_raw_fd()), LinkAttribute::IfName(name)];
+    let requests = [
+        down(link.index),
+        change_link(link.index, vec![LinkAttribute::IfAlias(String::new())]),
+        change_link(link.index, back),
+    ];
+    inside.execute("move the interface back to the host", &requests)
+}
+
+impl HostDevice {
+    fn build(request: &Request, device: &Device, mut result: AddResult) -> Result<AddResult, Error> {
+        take_in(request, device)?;
+        for ip in &mut result.ips {
+            ip.interface = Some(0);
+        }
+        let made = pod::set_up(request, &result, pod::SetUp::default());
+        let link = made.inspect_err(|_| drop(give_back(request)))?;
+        let mut interface = pod::interface(&link, &pod::sandbox(request));
+        if let Device::Pci(address) = device {
+            interface.pci_id = Some(address.clone());
+        }
+        result.interfaces = vec![interface];
+        Ok(result)
+    }
+}
+
+impl Plugin for HostDevice {
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        let fields: Fields = settings::read(request)?;
+        let device = fields.device(request)?;
+        if let (true, Device::Pci(address)) = (fields.dpdk_mode, &device) {
+            // A program of the pod drives it: there is no interface to move.
+            return with_addresses(request, Ipam::Optional, |mut result| {
+                result.interfaces = vec![Interface {
+                    name: request.ifname.clone(),
+                    sandbox: pod::sandbox(request),
+                    pci_id: Some(address.clone()),
+                    ..Interface::default()
+                }];
+                Ok(result)
+            });
+        }
+        pod::refuse_taken(request)?;
+        with_addresses(request, Ipam::Optional, |result| Self::build(request, &device, result))
+    }
+
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        forward(request)?;
+        give_back(request)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        forward(request)?;
+        if settings::read::<Fields>(request)?.dpdk_mode {
+            return Ok(());
+        }
+        pod::check(request, &pod::previous(request)?).map(drop)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        // Which device it is may come with each ADD.
+        settings::read::<Fields>(request)?;
+        forward(request)
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        forward(request)
+    }
+
+    fn about(&self) -> String {
+        "host-device: an interface of the host moves into the pod, and back".to_owned()
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Plugins that make an interface.
+
+pub(crate) mod bond;
+pub(crate) mod bridge;
+pub(crate) mod dummy;
+pub(crate) mod feature;
+pub(crate) mod host_device;
+pub(crate) mod in_pod;
+pub(crate) mod ipvlan;
+pub(crate) mod loopback;
+pub(crate) mod macvlan;
+pub(crate) mod ptp;
+pub(crate) mod tap;
+pub(crate) mod veth;
+pub(crate) mod vlan;
+
+use isthmus_cni_kit::error::Error;
+use isthmus_cni_kit::plugin::{Request, delegate};
+use isthmus_cni_kit::result::AddResult;
+
+use crate::failure::invalid;
+use crate::ipam::exec;
+use crate::net::Net;
+use crate::net::link::Link;
+use crate::net::pod;
+
+/// Whether a plugin can do without addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ipam {
+    Required,
+    Optional,
+}
+
+/// Gets addresses from the plugin that the configuration names, then makes the interface. If that fails, the addresses are given back.
+pub(crate) fn with_addresses(
+    request: &Request,
+    ipam: Ipam,
+    make: impl FnOnce(AddResult) -> Result<AddResult, Error>,
+) -> Result<AddResult, Error> {
+    match request.config.ipam_type() {
+        Some(plugin) => delegate::add_then(request, &exec(request), plugin, |mut result| {
+            if result.ips.is_empty() && ipam == Ipam::Required {
+                return Err(invalid(format!("the IPAM plugin {plugin} returned no address")));
+            }
+            result.interfaces.clear();
+            make(result)
+        }),
+        None if ipam == Ipam::Required => Err(invalid("ipam.type of the configuration is missing")),
+        None => make(AddResult::default()),
+    }
+    .and_then(|mut result| {
+        let dns = request.config.dns()?;
+        if !dns.is_empty() {
+            result.dns = dns;
+        }
+        Ok(result)
+    })
+}
+
+/// Hands DEL, CHECK, STATUS or GC to the IPAM plugin, if there is one.
+pub(crate) fn forward(request: &Request) -> Result<(), Error> {
+    match request.config.ipam_type() {
+        Some(plugin) => delegate::forward(request, &exec(request), plugin),
+        None => Ok(()),
+    }
+}
+
+/// The link below: the named one, or the one that the default route leads to; in the pod's namespace if `in_container`.
+pub(crate) fn parent(request: &Request, name: Option<&str>, in_container: bool) -> Result<Link, Error> {
+    let mut net = if in_container { Net::inside(pod::path(request)?)? } else { Net::here()? };
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => net.named(name, "master"),
+        None => {
+            let index = net.default_link()?;
+            let link = index.map(|index| net.link_at(index)).transpose()?.flatten();
+            link.ok_or_else(|| invalid("no master is set, and there is no default route to find one by"))
+        }
+    }
+}
+
+/// An MTU that the link below can carry. Code 7 for a larger one.
+pub(crate) fn fitting_mtu(mtu: Option<u32>, parent: &Link) -> Result<u32, Error> {
+    match mtu {
+        None | Some(0) => Ok(parent.mtu),
+        Some(mtu) if mtu <= parent.mtu => Ok(mtu),
+        Some(mtu) => Err(invalid(format!("mtu {mtu} is larger than {} of {}", parent.mtu, parent.name))),
+    }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Rules of nftables, through the program `nft`: each has its attachment's mark as its comment.
+
+pub(crate) mod masquerade;
+pub(crate) mod spoof;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::plugin::Request;
+use serde_json::Value;
+
+use crate::failure::{self, REFUSED, changed};
+use crate::owner::{self, Stale};
+
+const PROGRAM: &str = "nft";
+
+/// A chain of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// `inet`, `bridge`, …
+    pub(crate) family: &'static str,
+    pub(crate) table: &'static str,
+    pub(crate) name: &'static str,
+    /// Hook and priority of a base chain, such as `type nat hook postrouting priority srcnat;`; empty for another one.
+    pub(crate) hook: &'static str,
+}
+
+impl Chain {
+    fn place(&self) -> String {
+        format!("{} {} {}", self.family, self.table, self.name)
+    }
+
+    /// Lines that make table and chain where they are not there.
+    pub(crate) fn ensure(&self) -> String {
+        let hook = if self.hook.is_empty() { String::new() } else { format!(" {{ {} }}", self.hook) };
+        format!("add table {} {}\nadd chain {}{hook}\n", self.family, self.table, self.place())
+    }
+
+    /// A line that appends a rule with the mark.
+    pub(crate) fn rule(&self, rule: &str, mark: &str) -> String {
+        format!("add rule {} {rule} comment \"{mark}\"\n", self.place())
+    }
+
+    /// A line that puts a rule before all others, with the mark.
+    pub(crate) fn insert(&self, rule: &str, mark: &str) -> String {
+        format!("insert rule {} {rule} comment \"{mark}\"\n", self.place())
+    }
+
+    /// Whether the chain is there.
+    pub(crate) fn exists(&self) -> Result<bool, Error> {
+        let list = ["list", "chain", self.family, self.table, self.name];
+        let output = Command::new(PROGRAM)
+            .args(list)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| missing(&error))?;
+        Ok(output.status.success())
+    }
+
+    /// Handles and comments of the rules. A chain that is not there has none.
+    fn rules(&self) -> Result<Vec<(u64, String)>, Error> {
+        let list = ["--json", "list", "chain", self.family, self.table, self.name];
+        let output = Command::new(PROGRAM)
+            .args(list)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| missing(&error))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return if said.contains("No such file or directory") {
+                Ok(Vec::new())
+            } else {
+                Err(said_no(&said))
+            };
+        }
+        let json: Value = serde_json::from_slice(&output.stdout)
+            .map_err(|error| Error::new(code::DECODING, format!("what nft lists is no JSON: {error}")))?;
+        let listed = json["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let rule = |entry: &Value| {
+            let rule = entry.get("rule")?;
+            let comment = rule.get("comment").and_then(Value::as_str).unwrap_or_default();
+            Some((rule.get("handle")?.as_u64()?, comment.to_owned()))
+        };
+        Ok(listed.iter().filter_map(rule).collect())
+    }
+
+    /// Deletes the rules whose comment is to go.
+    fn delete_where(&self, goes: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let rules = self.rules()?;
+        let lines: String = rules
+            .iter()
+            .filter(|(_, comment)| goes(comment))
+            .map(|(handle, _)| format!("delete rule {} handle {handle}\n", self.place()))
+            .collect();
+        if lines.is_empty() { Ok(()) } else { apply(&lines) }
+    }
+
+    /// Deletes the rules of the request's attachment.
+    pub(crate) fn delete_own(&self, request: &Request) -> Result<(), Error> {
+        let mark = owner::key(request);
+        self.delete_where(|comment| comment == mark)
+    }
+
+    /// Deletes the rules of the network that belong to no attachment to be kept.
+    pub(crate) fn collect(&self, request: &Request) -> Result<(), Error> {
+        let stale = Stale::of(request);
+        self.delete_where(|comment| stale.contains(comment))
+    }
+
+    /// Code 102 unless the attachment has this many rules.
+    pub(crate) fn check_own(&self, request: &Request, count: usize) -> Result<(), Error> {
+        let mark = owner::key(request);
+        let there = self.rules()?.iter().filter(|(_, comment)| *comment == mark).count();
+        if there == count {
+            return Ok(());
+        }
+        Err(changed(format!(
+            "the nftables chain {} has {there} of the container's {count} rules",
+            self.place()
+        )))
+    }
+}
+
+fn missing(error: &std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::new(code::UNAVAILABLE, "the program nft is missing: install nftables")
+        }
+        _ => failure::io(PROGRAM, error),
+    }
+}
+
+fn said_no(said: &str) -> Error {
+    Error::new(REFUSED, "nft refused the rules").with_details(said.trim())
+}
+
+/// Code 50 if the program cannot run.
+pub(crate) fn available() -> Result<(), Error> {
+    let output = Command::new(PROGRAM).arg("--version").stdin(Stdio::null()).output();
+    output.map(drop).map_err(|error| missing(&error))
+}
+
+/// Carries out lines of the nft language in one transaction.
+pub(crate) fn apply(lines: &str) -> Result<(), Error> {
+    let mut child = Command::new(PROGRAM)
+        .args(["--file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| missing(&error))?;
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(lines.as_bytes()));
+    let output = child.wait_with_output().map_err(|error| failure::io(PROGRAM, &error))?;
+    if !output.status.success() {
+        return Err(said_no(&String::from_utf8_lossy(&output.stderr)));
+    }
+    written.map_err(|error| failure::io(PROGRAM, &error))
+}
+
+/// `ip` or `ip6`.
+pub(crate) fn family_of(address: std::net::IpAddr) -> &'static str {
+    if address.is_ipv6() { "ip6" } else { "ip" }
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The plugins in network namespaces, with traffic.
+
+mod addresses;
+mod chained;
+mod conformance;
+mod links;
+mod node;
+mod same_as_go;

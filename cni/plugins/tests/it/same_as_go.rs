@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The same configuration to the Go project's plugins and to ours: the results are equal but for what is made up anew each time.
+
+use isthmus_cni_kit::version::Version;
+use serde_json::{Value, json};
+
+use crate::node::{Node, Pod, with};
+
+/// Made-up names, addresses and paths become words; what 1.1.0 added is not in the Go plugins' results of older versions.
+fn normalised(result: &Value) -> Value {
+    let mut result = result.clone();
+    for interface in result.get_mut("interfaces").and_then(Value::as_array_mut).into_iter().flatten() {
+        let interface = interface.as_object_mut().expect("an interface");
+        interface.remove("mtu");
+        if interface["name"].as_str().is_some_and(|name| name.starts_with("veth")) {
+            interface.insert("name".to_owned(), json!("veth"));
+        }
+        for (key, word) in [("mac", "mac"), ("sandbox", "sandbox")] {
+            if interface.get(key).is_some_and(|value| value != "00:00:00:00:00:00") {
+                interface.insert(key.to_owned(), json!(word));
+            }
+        }
+    }
+    // Go writes an empty object where there is nothing to say.
+    if result.get("dns") == Some(&json!({})) {
+        result.as_object_mut().expect("a result").remove("dns");
+    }
+    result
+}
+
+/// Versions that both speak: Debian's plugins of 1.1.1 go up to 1.0.0.
+fn versions() -> impl Iterator<Item = Version> {
+    Version::ALL.into_iter().filter(|version| *version <= Version::V1_0_0)
+}
+
+fn result_of(node: &Node, config: &Value, args: &str) -> Value {
+    let pod = node.pod("pod");
+    let this = Pod { args, ..Pod::of("same", &pod) };
+    let result = node.add(&this, config);
+    node.del(&this, config);
+    normalised(&result)
+}
+
+/// Adds and deletes with both, in each version.
+fn same(name: &'static str, prepare: &str, config: impl Fn(&Node) -> Value, args: &str) {
+    let (Some(ours), Some(go)) = (Node::new(name), Node::with_go(name)) else { return };
+    for node in [&ours, &go] {
+        node.host.sh(prepare);
+    }
+    for version in versions() {
+        let of = |node: &Node| result_of(node, &with(&config(node), &json!({ "cniVersion": version })), args);
+        assert_eq!(of(&ours), of(&go), "{name} in {version}: ours to the left");
+    }
+}
+
+fn ipam(node: &Node) -> Value {
+    node.host_local(&["10.77.0.0/24", "fd77::/64"])
+}
+
+#[test]
+fn bridge_prints_what_the_go_plugin_prints() {
+    let config = |node: &Node| {
+        json!({ "name": "net", "type": "bridge", "bridge": "t0", "isDefaultGateway": true, "ipam": {
+            "type": "host-local", "dataDir": node.dir.path().join("leases"), "subnet": "10.77.0.0/24",
+        }, "dns": { "nameservers": ["10.77.0.53"] } })
+    };
+    same("bridge", "true", config, "");
+}
+
+#[test]
+fn ptp_prints_what_the_go_plugin_prints() {
+    same("ptp", "true", |node| json!({ "name": "net", "type": "ptp", "ipam": ipam(node) }), "");
+}
+
+#[test]
+fn macvlan_prints_what_the_go_plugin_prints() {
+    let prepare = "ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up";
+    let config =
+        |node: &Node| json!({ "name": "net", "type": "macvlan", "master": "up0", "ipam": ipam(node) });
+    same("macvlan", prepare, config, "");
+}
+
+#[test]
+fn host_local_and_static_print_what_the_go_plugins_print() {
+    let config = |node: &Node| json!({ "name": "net", "type": "host-local", "ipam": ipam(node) });
+    same("host-local", "true", config, "IP=10.77.0.17");
+    let config = |_: &Node| {
+        json!({ "name": "net", "type": "static", "ipam": {
+            "type": "static", "addresses": [{ "address": "10.77.0.5/24", "gateway": "10.77.0.1" }],
+            "routes": [{ "dst": "10.9.0.0/16", "gw": "10.77.0.9" }, { "dst": "0.0.0.0/0" }],
+            "dns": { "nameservers": ["10.77.0.53"], "search": ["example"] },
+        } })
+    };
+    same("static", "true", config, "");
+}
+
+#[test]
+fn loopback_prints_what_the_go_plugin_prints() {
+    let (Some(ours), Some(go)) = (Node::new("loopback"), Node::with_go("loopback")) else { return };
+    // In older versions the Go plugin prints the shape of 1.0.0 under their number, which those do not have.
+    let config = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
+    assert_eq!(result_of(&ours, &config, ""), result_of(&go, &config, ""), "ours to the left");
+}
+
+/// A chain of ours and theirs, mixed both ways, with the result handed on.
+#[test]
+fn go_plugins_and_ours_follow_each_other_in_a_chain() {
+    let (Some(ours), Some(go)) = (Node::new("mixed"), Node::with_go("mixed")) else { return };
+    for (first, then) in [(&ours.path, &go.path), (&go.path, &ours.path)] {
+        let Some(mut node) = Node::new("mixed") else { return };
+        let pod = node.pod("pod");
+        let this = Pod::of("c", &pod);
+        let bridge = json!({
+            "cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "t0", "isGateway": true,
+            "ipam": node.host_local(&["10.77.0.0/24"]),
+        });
+        let tuning = json!({
+            "cniVersion": "1.0.0", "name": "net", "type": "tuning", "mtu": 1300,
+            "dataDir": node.dir.path().join("tuning"), "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" },
+        });
+        node.path.clone_from(first);
+        let result = node.add(&this, &bridge);
+        node.path.clone_from(then);
+        let result = node.add(&this, &with(&tuning, &json!({ "prevResult": result })));
+        assert!(pod.sh("ip link show eth0").contains("mtu 1300"));
+        node.check(&this, &tuning, &result).unwrap();
+        node.path.clone_from(first);
+        node.check(&this, &bridge, &result).unwrap();
+        pod.ping("10.77.0.1").unwrap();
+        node.path.clone_from(then);
+        node.del(&this, &with(&tuning, &json!({ "prevResult": result })));
+        node.path.clone_from(first);
+        node.del(&this, &with(&bridge, &json!({ "prevResult": result })));
+        assert_eq!(node.leases("net"), 0);
+    }
+}
