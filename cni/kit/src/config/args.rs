@@ -1,38 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The variable `CNI_ARGS`: pairs such as `IgnoreUnknown=1;IP=10.0.0.2`.
 
-use std::collections::BTreeMap;
-
 use crate::error::{Error, code};
 
-/// The pairs of `CNI_ARGS`. Of a key that is there twice, the last value counts.
+/// The pairs of `CNI_ARGS`, in the order in which their keys appear. Of a key that is there twice, the last value counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Args(BTreeMap<String, String>);
+pub struct Args(Vec<(String, String)>);
 
 impl Args {
     /// Reads the variable; empty text is no pair. Code 4 for a part that is not `key=value`.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let mut pairs = BTreeMap::new();
+        let mut pairs: Vec<(String, String)> = Vec::new();
         for part in text.split(';').filter(|part| !part.is_empty()) {
-            match part.split_once('=') {
-                Some((key, value)) if !key.is_empty() => pairs.insert(key.to_owned(), value.to_owned()),
-                _ => {
-                    return Err(Error::new(
-                        code::INVALID_ENVIRONMENT,
-                        format!("CNI_ARGS: {part:?} is no pair"),
-                    ));
-                }
+            let Some((key, value)) = part.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+                return Err(Error::new(code::INVALID_ENVIRONMENT, format!("CNI_ARGS: {part:?} is no pair")));
             };
+            match pairs.iter_mut().find(|(own, _)| own == key) {
+                Some((_, own)) => value.clone_into(own),
+                None => pairs.push((key.to_owned(), value.to_owned())),
+            }
         }
         Ok(Self(pairs))
     }
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        self.iter().find(|(own, _)| *own == key).map(|(_, value)| value)
     }
 
-    /// Every pair, by key.
+    /// Every pair, in its order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
@@ -41,9 +37,8 @@ impl Args {
     pub fn expect_only(&self, known: &[&str]) -> Result<(), Error> {
         let tolerant = matches!(self.get("IgnoreUnknown"), Some("1" | "t" | "T" | "true" | "True" | "TRUE"));
         let unknown: Vec<&str> = self
-            .0
-            .keys()
-            .map(String::as_str)
+            .iter()
+            .map(|(key, _)| key)
             .filter(|key| *key != "IgnoreUnknown" && !known.contains(key))
             .collect();
         if tolerant || unknown.is_empty() {
@@ -51,6 +46,13 @@ impl Args {
         }
         Err(Error::new(code::INVALID_ENVIRONMENT, format!("CNI_ARGS: unknown keys {unknown:?}"))
             .with_details("IgnoreUnknown=1 passes over them"))
+    }
+}
+
+impl From<Args> for Vec<(String, String)> {
+    /// The pairs in their order.
+    fn from(args: Args) -> Self {
+        args.0
     }
 }
 
@@ -66,6 +68,14 @@ mod tests {
         assert_eq!(strict.expect_only(&["IP", "K8S_POD_NAME"]), Ok(()));
         assert_eq!(Args::parse("IgnoreUnknown=1;X=y").unwrap().expect_only(&[]), Ok(()));
         assert!(Args::parse("IgnoreUnknown=0;X=y").unwrap().expect_only(&[]).is_err());
+    }
+
+    #[test]
+    fn p15_pairs_stay_in_their_order_and_the_last_value_of_a_key_counts() {
+        let args = Args::parse("Z=1;A=2;;Z=3=4;E=").unwrap();
+        assert_eq!(args.iter().collect::<Vec<_>>(), [("Z", "3=4"), ("A", "2"), ("E", "")]);
+        assert_eq!((args.get("Z"), args.get("E"), args.get("B")), (Some("3=4"), Some(""), None));
+        assert_eq!(Vec::from(args)[1], ("A".to_owned(), "2".to_owned()));
     }
 
     #[test]

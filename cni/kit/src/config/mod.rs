@@ -2,6 +2,7 @@
 //! Configurations: of one plugin, of a list of plugins, and the files they lie in.
 
 pub mod args;
+pub mod capabilities;
 pub mod list;
 pub mod load;
 pub mod net_conf;

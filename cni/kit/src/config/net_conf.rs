@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The configuration of one plugin, as it comes on standard input (CNI 1.1.0, section 1 and section 3).
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::capabilities::Capability;
 use super::object;
 use crate::error::{Error, code};
 use crate::result::{AddResult, Dns};
@@ -103,6 +105,14 @@ impl NetConf {
         }
     }
 
+    /// The plugin's own fields, as a type that passes over all others. Code 7 if one has another shape.
+    pub fn settings<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_value(Value::Object(self.raw.clone())).map_err(|error| {
+            let msg = "a field of the configuration has another shape";
+            Error::new(code::INVALID_CONFIG, msg).with_details(error.to_string())
+        })
+    }
+
     /// Whether the plugin declares a capability.
     pub fn has_capability(&self, name: &str) -> bool {
         self.raw.get("capabilities").and_then(|all| all.get(name)) == Some(&Value::Bool(true))
@@ -111,6 +121,18 @@ impl NetConf {
     /// What the runtime supplied for a capability.
     pub fn runtime_config(&self, name: &str) -> Option<&Value> {
         self.raw.get("runtimeConfig")?.get(name)
+    }
+
+    /// The same with its type, such as [`PortMappings`](super::capabilities::PortMappings). None if nothing was supplied; code 7 if it
+    /// has another shape.
+    pub fn capability<T: Capability>(&self) -> Result<Option<T>, Error> {
+        match self.runtime_config(T::NAME) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_json::from_value(value.clone()).map(Some).map_err(|error| {
+                let msg = format!("{} of runtimeConfig is not of the conventions' shape", T::NAME);
+                Error::new(code::INVALID_CONFIG, msg).with_details(error.to_string())
+            }),
+        }
     }
 
     /// A field of `args.cni`, which goes before the same in `CNI_ARGS`.
@@ -155,6 +177,17 @@ mod tests {
         assert_eq!(conf.runtime_config("mac"), Some(&Value::from("a")));
         assert!(conf.arg("ips").is_some());
         assert_eq!(conf.ipam_type(), Some("static"));
+    }
+
+    #[test]
+    fn p15_a_plugins_own_fields_are_read_and_one_of_another_shape_is_refused_with_code_7() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct Own {
+            mtu: u32,
+        }
+        let read = |text: &str| NetConf::parse(text.as_bytes()).unwrap().settings::<Own>();
+        assert_eq!(read(r#"{"type":"x","mtu":1400}"#), Ok(Own { mtu: 1400 }));
+        assert_eq!(read(r#"{"type":"x","mtu":"wide"}"#).map_err(|error| error.code), Err(7));
     }
 
     #[test]

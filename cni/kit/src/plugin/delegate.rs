@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Calls of a plugin to another, such as one for addresses (CNI 1.1.0, section 4): the same variables, and the whole configuration as it
-//! came.
+//! came. [`CniPath`](crate::runtime::exec::CniPath) runs the programs.
 
 use serde_json::Value;
 

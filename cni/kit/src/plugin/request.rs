@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde_json::Value;
+
 use crate::config::args::Args;
 use crate::config::net_conf::{Attachment, NetConf};
 use crate::error::{Error, code};
@@ -97,6 +99,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// What the runtime says about a container under this name: in `args.cni` of the configuration, else in `CNI_ARGS`, where the name
+    /// may also stand in capitals (`mac` finds `MAC=…`).
+    pub fn arg(&self, name: &str) -> Option<Value> {
+        let of_config = self.config.arg(name).filter(|value| !value.is_null()).cloned();
+        let of_variable = || self.args.get(name).or_else(|| self.args.get(&name.to_ascii_uppercase()));
+        of_config.or_else(|| of_variable().map(Value::from))
+    }
+
     pub(super) fn read(
         command: Command,
         env: &BTreeMap<String, String>,

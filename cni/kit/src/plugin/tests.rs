@@ -138,6 +138,19 @@ fn p4_the_plugins_own_namespace_is_refused_with_code_8_unless_overridden() {
 }
 
 #[test]
+fn p15_args_of_the_configuration_go_before_those_of_the_variable() {
+    let plugin = Recorder::default();
+    let mut config = conf("1.0.0");
+    config["args"] = json!({"cni": {"mac": "a", "ips": ["10.0.0.2"], "none": null}});
+    let args = [("CNI_ARGS", "IP=10.0.0.3;MAC=b;none=c;K8S_POD_NAME=d")];
+    assert_eq!(call(&plugin, "ADD", &args, &config).0, 0);
+    let request = &plugin.calls.borrow()[0];
+    assert_eq!((request.arg("mac"), request.arg("ips")), (Some(json!("a")), Some(json!(["10.0.0.2"]))));
+    assert_eq!((request.arg("ip"), request.arg("none")), (Some(json!("10.0.0.3")), Some(json!("c"))));
+    assert_eq!((request.arg("K8S_POD_NAME"), request.arg("b")), (Some(json!("d")), None));
+}
+
+#[test]
 fn p7_a_previous_result_goes_out_as_it_came_in() {
     let prev = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/8", "own": 1}], "own": [2]});
     let mut config = conf("1.0.0");

@@ -135,12 +135,14 @@ impl Dns {
 }
 
 /// Go writes an empty slice as null.
-fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+pub(crate) fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
 /// Go reads an empty string as no address.
-fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+pub(crate) fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
     match Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()) {
         Some(text) => text.parse().map(Some).map_err(serde::de::Error::custom),
         None => Ok(None),

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::lock::Locks;
 use crate::config::object;
 use crate::error::{Error, code};
 use crate::names::{check_container_id, check_ifname, check_network_name};
@@ -74,6 +75,7 @@ impl Entry {
 #[derive(Clone, Debug)]
 pub struct Cache {
     dir: PathBuf,
+    locks: Locks,
 }
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
@@ -83,7 +85,13 @@ fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
 impl Cache {
     /// A cache below `dir`, such as [`DEFAULT_DIR`].
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into().join("results") }
+        let dir = dir.into();
+        Self { locks: Locks::new(&dir), dir: dir.join("results") }
+    }
+
+    /// Locks of the calls whose results are kept here.
+    pub(super) fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     /// The file of an attachment. Codes 4 and 7 for names that are not allowed, which could lead out of the directory.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Calls through a whole list of plugins (CNI 1.1.0, section 3, "Lifecycle & Ordering").
 //!
-//! Whoever calls sees to it that a container has one call at a time, and that GC runs alone.
+//! A container has one call at a time, and GC runs alone on its network, among all processes that keep results in the same directory:
+//! the others wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -52,6 +53,11 @@ impl Runtime<'_> {
     /// plugins before it have done their part: [`Self::del`] has to follow, as [`Self::add_or_undo`] does.
     pub fn add(&self, list: &NetworkList, container: &Container) -> Result<Value, Error> {
         check(list, container)?;
+        let _held = self.cache.locks().call(&list.name, &container.id)?;
+        self.add_locked(list, container)
+    }
+
+    fn add_locked(&self, list: &NetworkList, container: &Container) -> Result<Value, Error> {
         let mut result: Option<Value> = None;
         for plugin in &list.plugins {
             let printed = self.run(list, plugin, Command::Add, Some(container), result.as_ref(), None)?;
@@ -70,7 +76,9 @@ impl Runtime<'_> {
     /// # Errors
     /// As [`Self::add`].
     pub fn add_or_undo(&self, list: &NetworkList, container: &Container) -> Result<Value, Error> {
-        self.add(list, container).map_err(|failed| match self.del(list, container) {
+        check(list, container)?;
+        let _held = self.cache.locks().call(&list.name, &container.id)?;
+        self.add_locked(list, container).map_err(|failed| match self.del_locked(list, container) {
             Ok(()) => failed,
             Err(undone) => {
                 let details = [failed.details.as_str(), &format!("DEL after it: {undone}")];
@@ -87,6 +95,11 @@ impl Runtime<'_> {
     /// What the first plugin that failed said; those before it in the list were not called.
     pub fn del(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
         check(list, container)?;
+        let _held = self.cache.locks().call(&list.name, &container.id)?;
+        self.del_locked(list, container)
+    }
+
+    fn del_locked(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
         let kept = self.cache.get(&list.name, &container.id, &container.ifname).ok().flatten();
         let result = kept.and_then(|entry| entry.result).filter(|_| list.version.has_result_on_del());
         for plugin in list.plugins.iter().rev() {
@@ -108,6 +121,7 @@ impl Runtime<'_> {
         if list.disable_check {
             return Ok(());
         }
+        let _held = self.cache.locks().call(&list.name, &container.id)?;
         let kept = self.cache.get(&list.name, &container.id, &container.ifname)?;
         let result = kept.and_then(|entry| entry.result).ok_or_else(|| {
             let msg = format!("no result of ADD is kept for {} on network {}", container.id, list.name);
@@ -146,13 +160,14 @@ impl Runtime<'_> {
         }
         let keep: BTreeSet<(&str, &str)> =
             valid.iter().map(|one| (one.container_id.as_str(), one.ifname.as_str())).collect();
+        let _held = self.cache.locks().gc(&list.name).map_err(|error| vec![error])?;
         let mut failed = Vec::new();
         match self.cache.of_network(&list.name) {
             Ok(entries) => {
                 let stale = entries
                     .iter()
                     .filter(|one| !keep.contains(&(one.container_id.as_str(), one.if_name.as_str())));
-                failed.extend(stale.filter_map(|entry| self.del(list, &container(entry)).err()));
+                failed.extend(stale.filter_map(|entry| self.del_in_gc(list, &container(entry)).err()));
             }
             Err(error) => failed.push(error),
         }
@@ -161,6 +176,12 @@ impl Runtime<'_> {
             failed.extend(list.plugins.iter().filter_map(run));
         }
         if failed.is_empty() { Ok(()) } else { Err(failed) }
+    }
+
+    fn del_in_gc(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
+        check(list, container)?;
+        let _held = self.cache.locks().call_in_gc(&container.id)?;
+        self.del_locked(list, container)
     }
 
     fn run(

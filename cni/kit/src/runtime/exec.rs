@@ -49,6 +49,28 @@ pub struct Programs {
     pub deadline: Duration,
 }
 
+/// Runs programs from the directories that each call has in `CNI_PATH`: what a plugin needs to delegate.
+#[derive(Clone, Copy, Debug)]
+pub struct CniPath {
+    /// Longest time that one call may take; then the plugin and what it started are killed.
+    pub deadline: Duration,
+}
+
+impl Default for CniPath {
+    /// With a deadline of a minute.
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(60) }
+    }
+}
+
+impl Exec for CniPath {
+    fn run(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        let dirs = call.env.get("CNI_PATH").map(String::as_str).unwrap_or_default();
+        let path = std::env::split_paths(dirs).filter(|dir| !dir.as_os_str().is_empty()).collect();
+        Programs { path, deadline: self.deadline }.run(call)
+    }
+}
+
 /// The program of a plugin: the first executable file of this name. Code 7 for a type that is no file's name or is
 /// not found.
 pub fn find(plugin: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
@@ -196,6 +218,22 @@ mod tests {
     fn p1_a_real_program_gets_environment_and_input_and_its_output_comes_back() {
         let printed = run("printf '%s ' \"$CNI_COMMAND\"; cat", LONG).unwrap();
         assert_eq!(String::from_utf8(printed).unwrap(), "ADD {\"a\":1}");
+    }
+
+    #[test]
+    fn p14_a_plugin_to_delegate_to_is_looked_for_in_the_directories_of_the_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ipam");
+        fs::write(&file, "#!/bin/sh\necho \"$CNI_PATH\"\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        let call = |path: &str| Call {
+            plugin: "ipam".to_owned(),
+            env: [("CNI_PATH".to_owned(), path.to_owned())].into(),
+            stdin: Vec::new(),
+        };
+        let path = format!("/nonexistent:{}", dir.path().display());
+        assert_eq!(CniPath::default().run(&call(&path)), Ok(format!("{path}\n").into_bytes()));
+        assert_eq!(CniPath::default().run(&call("")).map_err(|error| error.code), Err(7));
     }
 
     #[test]

@@ -6,3 +6,4 @@ pub mod cache;
 pub mod chain;
 pub mod derive;
 pub mod exec;
+mod lock;

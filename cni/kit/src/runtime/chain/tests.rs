@@ -72,6 +72,89 @@ fn names(result: &Value) -> Vec<&str> {
     result["interfaces"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect()
 }
 
+/// Notes with each call what a second process could lock at that time.
+struct Prober<'a> {
+    cache: &'a Cache,
+    seen: RefCell<Vec<(String, [bool; 4])>>,
+}
+
+impl Exec for Prober<'_> {
+    fn run(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        use nix::fcntl::{Flock, FlockArg};
+        let locks = self.cache.locks();
+        let free = |path: std::path::PathBuf, how| {
+            let file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+            Flock::lock(file, how).is_ok()
+        };
+        let free_now = [
+            free(locks.of_container("c1").unwrap(), FlockArg::LockExclusiveNonblock),
+            free(locks.of_container("other").unwrap(), FlockArg::LockExclusiveNonblock),
+            free(locks.of_network("net").unwrap(), FlockArg::LockSharedNonblock),
+            free(locks.of_network("net").unwrap(), FlockArg::LockExclusiveNonblock),
+        ];
+        self.seen.borrow_mut().push((call.env["CNI_COMMAND"].clone(), free_now));
+        Ok(br#"{"cniVersion":"1.1.0"}"#.to_vec())
+    }
+}
+
+#[test]
+fn r1_a_container_has_one_call_at_a_time_and_gc_runs_alone_on_its_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::new(dir.path());
+    let exec = Prober { cache: &cache, seen: RefCell::default() };
+    let runtime = Runtime { exec: &exec, cache: &cache, path: Vec::new() };
+    let list = NetworkList::of_single(br#"{"cniVersion":"1.1.0","name":"net","type":"x"}"#, Version::NEWEST);
+    let list = list.unwrap();
+    runtime.add(&list, &eth0("c1")).unwrap();
+    runtime.check(&list, &eth0("c1")).unwrap();
+    runtime.del(&list, &eth0("c1")).unwrap();
+    runtime.add_or_undo(&list, &eth0("c1")).unwrap();
+    runtime.gc(&list, &[]).unwrap();
+    // Of c1, of another container, of the network for a call, and for GC.
+    let expected = [
+        ("ADD", [false, true, true, false]),
+        ("CHECK", [false, true, true, false]),
+        ("DEL", [false, true, true, false]),
+        ("ADD", [false, true, true, false]),
+        ("DEL", [false, true, false, false]),
+        ("GC", [true, true, false, false]),
+    ];
+    assert_eq!(*exec.seen.borrow(), expected.map(|(command, free)| (command.to_owned(), free)));
+}
+
+#[test]
+fn r1_calls_for_one_container_that_come_at_once_follow_each_other_and_leave_no_lock_behind() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    #[derive(Default)]
+    struct Alone(AtomicBool);
+    impl Exec for Alone {
+        fn run(&self, _: &Call) -> Result<Vec<u8>, Error> {
+            assert!(!self.0.swap(true, Ordering::SeqCst), "two at once");
+            std::thread::yield_now();
+            self.0.store(false, Ordering::SeqCst);
+            Ok(br#"{"cniVersion":"1.1.0"}"#.to_vec())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (exec, cache) = (Alone::default(), Cache::new(dir.path()));
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let (exec, cache) = (&exec, &cache);
+            scope.spawn(move || {
+                let runtime = Runtime { exec, cache, path: Vec::new() };
+                let list = list("1.1.0", "");
+                for _ in 0..20 {
+                    match number {
+                        0 => runtime.gc(&list, &[]).map_err(|errors| errors[0].clone()).unwrap(),
+                        _ => runtime.del(&list, &eth0("c1")).unwrap(),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_dir(dir.path().join("locks/containers")).unwrap().count(), 0);
+}
+
 #[test]
 fn r2_add_hands_each_result_on_and_the_first_plugin_gets_none() {
     let exec = Recorder::default();
