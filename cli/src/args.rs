@@ -136,6 +136,17 @@ pub(crate) enum CniCommand {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Write a crate with a CNI plugin that works, as a start for one's own: code, tests, configurations and a README.
+    New {
+        /// Name of the plugin: its type, its program and its crate.
+        name: String,
+        /// Directory to write to, which is made or is empty. Default: one of the plugin's name, here.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Where the crate finds isthmus-cni-kit: a directory, the URL of a Git repository, or a version requirement.
+        #[arg(long, value_name = "PATH|URL|VERSION")]
+        kit: Option<String>,
+    },
     /// Print what would be sent to each plugin. Nothing runs.
     Explain {
         #[command(flatten)]

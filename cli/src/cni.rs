@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use isthmus_cni_kit::config::args::Args;
 use isthmus_cni_kit::config::list::NetworkList;
 use isthmus_cni_kit::config::load;
 use isthmus_cni_kit::config::net_conf::Attachment;
@@ -21,6 +22,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
 use crate::args::{Cni, CniCommand, CniNetwork, Output};
+use crate::scaffold;
 use isthmus_cni_conformance::{self as conformance, Verdict};
 
 /// Carries a command out. Returns the exit code.
@@ -47,6 +49,9 @@ pub(crate) fn run(cni: &Cni) -> Result<u8> {
         }
         CniCommand::Version { plugin } => print(&version(&programs, plugin)?)?,
         CniCommand::Conformance { config, output } => return conformance(programs, config, *output),
+        CniCommand::New { name, dir, kit } => {
+            print!("{}", scaffold::write(name, dir.as_deref(), kit.as_deref())?)
+        }
         CniCommand::Explain { of, call } => print(&explain(cni, of, call, path)?)?,
     }
     Ok(crate::OK)
@@ -63,12 +68,7 @@ fn list(cni: &Cni, network: &str) -> Result<NetworkList> {
 }
 
 fn container(cni: &Cni, of: &CniNetwork) -> Result<Container> {
-    let pair = |text: &str| -> Result<(String, String)> {
-        let (key, value) =
-            text.split_once('=').with_context(|| format!("CNI_ARGS: {text:?} is not KEY=VALUE"))?;
-        Ok((key.to_owned(), value.to_owned()))
-    };
-    let args = cni.args.split(';').filter(|text| !text.is_empty()).map(pair).collect::<Result<_>>()?;
+    let args = Args::parse(&cni.args)?.into();
     let capability_args: Map<String, Value> = match cni.capability_args.as_str() {
         "" => Map::new(),
         text => serde_json::from_str(text).context("CAP_ARGS is not a JSON object")?,

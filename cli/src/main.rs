@@ -8,6 +8,7 @@ mod failure;
 mod node;
 mod peer;
 mod report;
+mod scaffold;
 mod status;
 mod table;
 mod yaml;
