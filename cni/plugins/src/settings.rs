@@ -1,31 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A plugin's own fields of the configuration, and those that come by several ways.
+//! Fields that come by several ways.
 
+use isthmus_cni_kit::config::capabilities::Mac;
 use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::Request;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::failure::invalid;
 
-/// Reads the plugin's fields. Code 7 if one has another shape.
-pub(crate) fn read<T: DeserializeOwned>(request: &Request) -> Result<T, Error> {
-    serde_json::from_value(Value::Object(request.config.raw().clone())).map_err(|error| {
-        invalid("a field of the configuration has another shape").with_details(error.to_string())
-    })
-}
-
 /// The Ethernet address that the pod shall have, as six bytes: what the runtime says goes before `args.cni`, that before `CNI_ARGS`, that
 /// before the configuration.
 pub(crate) fn mac(request: &Request) -> Result<Option<[u8; 6]>, Error> {
-    let text = |value: Option<&Value>| {
-        value.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
-    let config = &request.config;
-    let wanted = text(config.runtime_config("mac"))
-        .or_else(|| text(config.arg("mac")))
-        .or_else(|| request.args.get("MAC").map(str::to_owned))
-        .or_else(|| text(config.raw().get("mac")));
+    let text = |value: Value| value.as_str().map(str::to_owned).filter(|text| !text.is_empty());
+    let of_runtime = request.config.capability::<Mac>()?.map(|mac| mac.0).filter(|text| !text.is_empty());
+    let of_config = || request.config.raw().get("mac").cloned().and_then(text);
+    let wanted = of_runtime.or_else(|| request.arg("mac").and_then(text)).or_else(of_config);
     wanted.map(|text| parse_mac(&text)).transpose()
 }
 

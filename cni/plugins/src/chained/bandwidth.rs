@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bandwidth`: limits of what a pod receives and sends.
 
-use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::config::capabilities::Bandwidth as Shaping;
+use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Interface};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
-use serde::Deserialize;
 
 use crate::failure::{changed, invalid};
 use crate::links::feature;
@@ -13,20 +13,9 @@ use crate::net::link::{Link, NewLink};
 use crate::net::shape::{self, Limit};
 use crate::net::{Net, change_link, pod, up};
 use crate::owner::{self, Stale};
-use crate::settings;
 
 /// Before the mark, in aliases.
 const ALIAS: &str = "cni-bandwidth:";
-
-/// Fields of the configuration, or of what the runtime supplies. Rates in bits per second, bursts in bits; 0 is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Fields {
-    ingress_rate: u64,
-    ingress_burst: u64,
-    egress_rate: u64,
-    egress_burst: u64,
-}
 
 /// What the pod may receive and send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,11 +39,10 @@ fn limit(what: &str, rate: u64, burst: u64) -> Result<Option<Limit>, Error> {
 
 impl Limits {
     fn of(request: &Request) -> Result<Self, Error> {
-        let of_runtime = request.config.runtime_config("bandwidth").filter(|value| !value.is_null());
-        let fields: Fields = match of_runtime {
-            Some(value) => serde_json::from_value(value.clone())
-                .map_err(|error| invalid("bandwidth has another shape").with_details(error.to_string()))?,
-            None => settings::read(request)?,
+        // The administrator's own fields have the same names.
+        let fields: Shaping = match request.config.capability()? {
+            Some(of_runtime) => of_runtime,
+            None => request.config.settings()?,
         };
         Ok(Self {
             ingress: limit("ingress", fields.ingress_rate, fields.ingress_burst)?,
@@ -148,10 +136,7 @@ impl Plugin for Bandwidth {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         feature::expect(&InfoKind::Ifb, "CONFIG_IFB")?;
-        match Limits::of(request) {
-            Err(error) if error.code == code::INVALID_CONFIG => Err(error),
-            _ => Ok(()),
-        }
+        Limits::of(request).map(drop)
     }
 
     fn gc(&self, request: &Request) -> Result<(), Error> {

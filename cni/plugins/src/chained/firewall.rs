@@ -15,7 +15,7 @@ use super::own_ips;
 use crate::failure::invalid;
 use crate::net::{Net, pod};
 use crate::nft::{self, Chain, apply, family_of};
-use crate::{owner, settings};
+use crate::owner;
 
 const TABLE: &str = "isthmus_firewall";
 /// What is kept out.
@@ -63,7 +63,7 @@ struct Fields {
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let mut fields: Self = settings::read(request)?;
+        let mut fields: Self = request.config.settings()?;
         if fields.backend == "firewalld" {
             let msg = "backend firewalld is not supported: rules are those of nftables";
             return Err(Error::new(code::UNSUPPORTED_FIELD, msg));

@@ -3,19 +3,21 @@
 
 use std::net::IpAddr;
 
+use isthmus_cni_kit::config::capabilities::{PortMapping, PortMappings};
 use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Ip};
 use rtnetlink::packet_route::link::InfoKind;
-use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::own_ips;
 use crate::failure::invalid;
 use crate::net::{Net, pod};
 use crate::nft::{self, Chain, apply, family_of};
-use crate::{owner, settings, sysctl};
+use crate::{owner, sysctl};
 
+/// Of the transport that have ports.
+const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 const TABLE: &str = "isthmus_portmap";
 const PORTS: Chain = Chain { family: "inet", table: TABLE, name: "ports", hook: "" };
 const RETURNS: Chain = Chain { family: "inet", table: TABLE, name: "returns", hook: "" };
@@ -51,38 +53,8 @@ struct Fields {
     conditions_v6: Option<Vec<String>>,
 }
 
-/// A port of the host and what it leads to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Mapping {
-    host_port: u16,
-    container_port: u16,
-    #[serde(default, deserialize_with = "protocol")]
-    protocol: String,
-    #[serde(default, rename = "hostIP")]
-    host_ip: Option<String>,
-}
-
-fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let text = Option::<String>::deserialize(from)?.unwrap_or_default().to_ascii_lowercase();
-    match text.as_str() {
-        "" => Ok("tcp".to_owned()),
-        "tcp" | "udp" | "sctp" => Ok(text),
-        other => Err(serde::de::Error::custom(format!("protocol {other:?} is none of tcp, udp and sctp"))),
-    }
-}
-
-impl Mapping {
-    /// The host's address that it is for: none for all, of both families or of the one that is given.
-    fn host_ip(&self) -> Result<Option<IpAddr>, Error> {
-        let text = self.host_ip.as_deref().filter(|text| !text.is_empty());
-        text.map(|text| text.parse().map_err(|_| invalid(format!("hostIP {text:?} is no IP address"))))
-            .transpose()
-    }
-}
-
 struct Config {
-    mappings: Vec<Mapping>,
+    mappings: Vec<PortMapping>,
     snat: bool,
     masquerade_all: bool,
     conditions: [String; 2],
@@ -99,18 +71,16 @@ fn conditions(list: Option<&Vec<String>>) -> Result<String, Error> {
 
 impl Config {
     fn of(request: &Request) -> Result<Self, Error> {
-        let fields: Fields = settings::read(request)?;
-        let mappings: Vec<Mapping> = match request.config.runtime_config("portMappings") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(value) => serde_json::from_value(value.clone())
-                .map_err(|error| invalid("portMappings has another shape").with_details(error.to_string()))?,
-        };
+        let fields: Fields = request.config.settings()?;
+        let PortMappings(mut mappings) = request.config.capability()?.unwrap_or_default();
         // A host port of 0 maps nothing.
-        let mappings: Vec<Mapping> = mappings.into_iter().filter(|one| one.host_port != 0).collect();
+        mappings.retain(|one| one.host_port != 0);
         if mappings.iter().any(|one| one.container_port == 0) {
             return Err(invalid("a containerPort of portMappings is 0"));
         }
-        mappings.iter().try_for_each(|one| one.host_ip().map(drop))?;
+        if let Some(other) = mappings.iter().find(|one| !PROTOCOLS.contains(&one.protocol.as_str())) {
+            return Err(invalid(format!("protocol {:?} is none of {PROTOCOLS:?}", other.protocol)));
+        }
         Ok(Self {
             mappings,
             snat: fields.snat.unwrap_or(true),
@@ -123,13 +93,12 @@ impl Config {
     }
 
     /// Rules for what comes to a port, one for each address of the pod that the mapping is for.
-    fn port_rules(&self, ips: &[&Ip]) -> Result<Vec<String>, Error> {
+    fn port_rules(&self, ips: &[&Ip]) -> Vec<String> {
         let mut rules = Vec::new();
         for mapping in &self.mappings {
-            let host = mapping.host_ip()?;
             for pod in first_of_each_family(ips) {
                 let family = family_of(pod);
-                let at = match host {
+                let at = match mapping.host_ip {
                     Some(host) if host.is_ipv6() != pod.is_ipv6() => continue,
                     Some(host) if !host.is_unspecified() => format!(" {family} daddr {host}"),
                     _ => String::new(),
@@ -149,7 +118,7 @@ impl Config {
                 ));
             }
         }
-        Ok(rules)
+        rules
     }
 
     /// Rules for what has to come back by the host: from the pod itself, from the host's loopback, and from everywhere with `masqAll`.
@@ -221,7 +190,7 @@ impl Plugin for Portmap {
         }
         let mark = owner::key(request);
         let mut lines = ENTRANCES.to_owned();
-        config.port_rules(&ips)?.iter().for_each(|rule| lines.push_str(&PORTS.rule(rule, &mark)));
+        config.port_rules(&ips).iter().for_each(|rule| lines.push_str(&PORTS.rule(rule, &mark)));
         config.return_rules(&ips).iter().for_each(|rule| lines.push_str(&RETURNS.rule(rule, &mark)));
         apply(&lines)?;
         let_loopback_out(request, &config, &result)?;
@@ -244,7 +213,7 @@ impl Plugin for Portmap {
             return Ok(());
         }
         let ips = own_ips(request, &result)?;
-        PORTS.check_own(request, config.port_rules(&ips)?.len())?;
+        PORTS.check_own(request, config.port_rules(&ips).len())?;
         RETURNS.check_own(request, config.return_rules(&ips).len())
     }
 
@@ -267,7 +236,7 @@ impl Plugin for Portmap {
 mod tests {
     use super::*;
 
-    fn config(mappings: &Value) -> Config {
+    fn config(mappings: &serde_json::Value) -> Config {
         Config {
             mappings: serde_json::from_value(mappings.clone()).unwrap(),
             snat: true,
@@ -285,7 +254,7 @@ mod tests {
         let (v4, v6) = (ip("10.0.0.2/24"), ip("fd00::2/64"));
         let rules = |host: &str| {
             let mapping = serde_json::json!([{"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": host}]);
-            config(&mapping).port_rules(&[&v4, &v6]).unwrap()
+            config(&mapping).port_rules(&[&v4, &v6])
         };
         assert_eq!(
             rules(""),
@@ -302,9 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_that_has_no_ports_and_a_condition_that_ends_a_rule_are_refused() {
-        let icmp = serde_json::json!([{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}]);
-        assert!(serde_json::from_value::<Vec<Mapping>>(icmp).is_err());
+    fn a_condition_that_ends_a_rule_is_refused() {
         assert!(conditions(Some(&vec!["ip saddr 10.0.0.1; drop".to_owned()])).is_err());
         assert_eq!(conditions(None), Ok(String::new()));
     }

@@ -12,7 +12,6 @@ use serde::Deserialize;
 use crate::failure::{changed, invalid};
 use crate::net::route::{self, MAIN, Seen};
 use crate::net::{Net, is_link_local, pod};
-use crate::settings;
 
 /// Fields of the configuration; those of `args.cni` go before.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -42,7 +41,7 @@ impl Named {
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let fields: Self = settings::read(request)?;
+        let fields: Self = request.config.settings()?;
         let Some(args) = request.config.raw().get("args").and_then(|args| args.get("cni")) else {
             return Ok(fields);
         };

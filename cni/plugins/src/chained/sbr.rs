@@ -14,7 +14,6 @@ use super::own_ips;
 use crate::failure::{changed, invalid};
 use crate::net::route::{self, MAIN, Seen};
 use crate::net::{Net, is_link_local, pod, rule};
-use crate::settings;
 
 /// The first table that is taken, if it is free.
 const FIRST_TABLE: u32 = 100;
@@ -102,7 +101,7 @@ fn apply(request: &Request, fields: &Fields, result: &AddResult) -> Result<(), E
 
 impl Plugin for Sbr {
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        let fields: Fields = settings::read(request)?;
+        let fields: Fields = request.config.settings()?;
         let result = pod::previous(request)?;
         apply(request, &fields, &result)?;
         Ok(result)
@@ -144,7 +143,7 @@ impl Plugin for Sbr {
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        settings::read::<Fields>(request).map(drop)
+        request.config.settings::<Fields>().map(drop)
     }
 
     fn gc(&self, _: &Request) -> Result<(), Error> {

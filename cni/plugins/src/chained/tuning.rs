@@ -39,7 +39,7 @@ struct Fields {
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let mut fields: Self = settings::read(request)?;
+        let mut fields: Self = request.config.settings()?;
         let args = request.config.raw().get("args").and_then(|args| args.get("cni"));
         if let Some(args) = args.filter(|args| args.is_object()) {
             let over: Self = serde_json::from_value(args.clone()).map_err(|error| {

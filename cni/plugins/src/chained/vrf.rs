@@ -16,7 +16,6 @@ use crate::links::feature;
 use crate::net::link::{Link, NewLink};
 use crate::net::route::{self, MAIN};
 use crate::net::{AddressOptions, Net, add_address, change_link, is_link_local, pod, up};
-use crate::settings;
 
 /// Fields of the configuration.
 #[derive(Debug, Deserialize)]
@@ -28,7 +27,7 @@ struct Fields {
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let fields: Self = settings::read(request)?;
+        let fields: Self = request.config.settings()?;
         check_ifname(&fields.vrfname).map_err(|error| invalid(format!("vrfname: {}", error.msg)))?;
         Ok(fields)
     }

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use isthmus_cni_kit::config::capabilities::{IpRange, IpRanges};
 use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Ip};
 use serde::Deserialize;
 
-use super::range::{RangeSet, Written};
+use super::range::RangeSet;
 use super::store::{Holder, Store};
 use super::{Routes, asked_for, fields, parse_asked, read_resolv_conf};
 use crate::failure::{changed, invalid};
@@ -20,7 +21,7 @@ use crate::failure::{changed, invalid};
 #[serde(rename_all = "camelCase")]
 struct Fields {
     #[serde(default)]
-    ranges: Vec<Vec<Written>>,
+    ranges: Vec<Vec<IpRange>>,
     subnet: Option<IpNet>,
     range_start: Option<IpAddr>,
     range_end: Option<IpAddr>,
@@ -45,16 +46,14 @@ impl Config {
         let fields: Fields = fields(request)?;
         let mut written = Vec::new();
         if let Some(subnet) = fields.subnet {
-            written.push(vec![Written {
+            written.push(vec![IpRange {
                 subnet,
                 range_start: fields.range_start,
                 range_end: fields.range_end,
                 gateway: fields.gateway,
             }]);
         }
-        if let Some(of_runtime) = request.config.runtime_config("ipRanges") {
-            let of_runtime: Vec<Vec<Written>> = serde_json::from_value(of_runtime.clone())
-                .map_err(|error| invalid("ipRanges has another shape").with_details(error.to_string()))?;
+        if let Some(IpRanges(of_runtime)) = request.config.capability()? {
             written.splice(0..0, of_runtime);
         }
         written.extend(fields.ranges);

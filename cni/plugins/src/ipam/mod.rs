@@ -9,10 +9,11 @@ mod store;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use isthmus_cni_kit::config::capabilities::Ips;
 use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::Request;
 use isthmus_cni_kit::result::{Dns, Route};
-use isthmus_cni_kit::runtime::exec::Programs;
+use isthmus_cni_kit::runtime::exec::CniPath;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -21,10 +22,8 @@ use crate::failure::invalid;
 /// An IPAM plugin may ask a server far away.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Where the request says that plugins are.
-pub(crate) fn exec(request: &Request) -> Programs {
-    Programs { path: request.path.clone(), deadline: PATIENCE }
-}
+/// Runs plugins from where the request says that they are.
+pub(crate) const EXEC: CniPath = CniPath { deadline: PATIENCE };
 
 /// The object `ipam` of the configuration, in the plugin's shape.
 pub(crate) fn fields<T: for<'de> Deserialize<'de>>(request: &Request) -> Result<T, Error> {
@@ -38,17 +37,14 @@ pub(crate) fn fields<T: for<'de> Deserialize<'de>>(request: &Request) -> Result<
 
 /// Addresses that the caller asks for, with or without a prefix: the runtime's before those of `args.cni`, these before `CNI_ARGS`.
 pub(crate) fn asked_for(request: &Request) -> Result<Vec<String>, Error> {
-    let texts = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone());
-    let config = &request.config;
-    let listed = match (config.runtime_config("ips"), config.arg("ips")) {
-        (Some(value), _) if value.as_array().is_some_and(|all| !all.is_empty()) => texts(value),
-        (_, Some(value)) => texts(value),
-        _ => Ok(Vec::new()),
-    };
-    let listed =
-        listed.map_err(|error| invalid("ips is no list of addresses").with_details(error.to_string()))?;
-    if !listed.is_empty() {
-        return Ok(listed);
+    let of_runtime = request.config.capability::<Ips>()?.unwrap_or_default().0;
+    if !of_runtime.is_empty() {
+        return Ok(of_runtime);
+    }
+    if let Some(listed) = request.config.arg("ips").filter(|value| !value.is_null()) {
+        let shape =
+            |error: serde_json::Error| invalid("ips is no list of addresses").with_details(error.to_string());
+        return serde_json::from_value(listed.clone()).map_err(shape);
     }
     let args = request.args.get("IP").unwrap_or_default();
     Ok(args.split(',').map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned).collect())

@@ -4,23 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use isthmus_cni_kit::config::capabilities::IpRange;
 use isthmus_cni_kit::error::Error;
-use serde::Deserialize;
 
 use crate::failure::invalid;
-
-/// A range as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Written {
-    pub(crate) subnet: IpNet,
-    #[serde(default)]
-    pub(crate) range_start: Option<IpAddr>,
-    #[serde(default)]
-    pub(crate) range_end: Option<IpAddr>,
-    #[serde(default)]
-    pub(crate) gateway: Option<IpAddr>,
-}
 
 /// A range that can give addresses: `first..=last` but for the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +28,7 @@ fn number(address: IpAddr) -> u128 {
 impl Range {
     /// Checks a range: by default from the second address of the subnet to the last but the broadcast address of IPv4, with the second
     /// as its gateway. Code 7 for one that cannot give any.
-    pub(crate) fn of(written: &Written) -> Result<Self, Error> {
+    pub(crate) fn of(written: &IpRange) -> Result<Self, Error> {
         let subnet = written.subnet.trunc();
         if subnet != written.subnet {
             return Err(invalid(format!(
@@ -109,7 +96,7 @@ pub(crate) struct RangeSet(pub(crate) Vec<Range>);
 
 impl RangeSet {
     /// Checks a set. Code 7 for an empty one, one of two families and one whose ranges overlap.
-    pub(crate) fn of(written: &[Written]) -> Result<Self, Error> {
+    pub(crate) fn of(written: &[IpRange]) -> Result<Self, Error> {
         let ranges: Vec<Range> = written.iter().map(Range::of).collect::<Result<_, _>>()?;
         let Some(first) = ranges.first() else { return Err(invalid("a set of ranges is empty")) };
         let v4 = |range: &Range| matches!(range.subnet, IpNet::V4(_));
@@ -164,9 +151,9 @@ impl RangeSet {
 mod tests {
     use super::*;
 
-    fn written(subnet: &str, start: Option<&str>, end: Option<&str>) -> Written {
+    fn written(subnet: &str, start: Option<&str>, end: Option<&str>) -> IpRange {
         let ip = |text: &str| text.parse().unwrap();
-        Written {
+        IpRange {
             subnet: subnet.parse().unwrap(),
             range_start: start.map(ip),
             range_end: end.map(ip),

@@ -18,7 +18,6 @@ use super::in_pod::Kind;
 use crate::failure::{changed, invalid};
 use crate::net::link::{Link, NewLink};
 use crate::net::{Net, change_link, down, pod, up};
-use crate::settings;
 
 /// Fields of the configuration.
 #[derive(Debug, Deserialize)]
@@ -56,7 +55,7 @@ fn number_or_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let fields: Self = settings::read(request)?;
+        let fields: Self = request.config.settings()?;
         if fields.links.len() < 2 {
             return Err(invalid("links of the configuration names fewer than two interfaces"));
         }

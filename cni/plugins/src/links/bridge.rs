@@ -58,7 +58,7 @@ struct Fields {
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let mut fields: Self = settings::read(request)?;
+        let mut fields: Self = request.config.settings()?;
         if fields.bridge.is_empty() {
             "cni0".clone_into(&mut fields.bridge);
         }

@@ -158,7 +158,7 @@ impl HostDevice {
 
 impl Plugin for HostDevice {
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        let fields: Fields = settings::read(request)?;
+        let fields: Fields = request.config.settings()?;
         let device = fields.device(request)?;
         if let (true, Device::Pci(address)) = (fields.dpdk_mode, &device) {
             // A program of the pod drives it: there is no interface to move.
@@ -183,7 +183,7 @@ impl Plugin for HostDevice {
 
     fn check(&self, request: &Request) -> Result<(), Error> {
         forward(request)?;
-        if settings::read::<Fields>(request)?.dpdk_mode {
+        if request.config.settings::<Fields>()?.dpdk_mode {
             return Ok(());
         }
         pod::check(request, &pod::previous(request)?).map(drop)
@@ -191,7 +191,7 @@ impl Plugin for HostDevice {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         // Which device it is may come with each ADD.
-        settings::read::<Fields>(request)?;
+        request.config.settings::<Fields>()?;
         forward(request)
     }
 

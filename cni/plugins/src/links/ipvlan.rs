@@ -12,7 +12,6 @@ use super::in_pod::{Kind, maker};
 use super::{Ipam, fitting_mtu, parent};
 use crate::failure::{changed, invalid};
 use crate::net::link::{Link, NewLink};
-use crate::settings;
 
 /// Fields of the configuration.
 #[derive(Debug, Deserialize)]
@@ -58,11 +57,11 @@ impl Kind for IpVlan {
     }
 
     fn validate(&self, request: &Request) -> Result<(), Error> {
-        settings::read::<Fields>(request)?.mode().map(drop)
+        request.config.settings::<Fields>()?.mode().map(drop)
     }
 
     fn make(&self, request: &Request, netns: &File) -> Result<(), Error> {
-        let fields: Fields = settings::read(request)?;
+        let fields: Fields = request.config.settings()?;
         let parent = parent(request, master(request, &fields)?.as_deref(), fields.link_in_container)?;
         let data = InfoData::IpVlan(vec![InfoIpVlan::Mode(fields.mode()?)]);
         let link = NewLink::named(&request.ifname)
@@ -74,7 +73,7 @@ impl Kind for IpVlan {
     }
 
     fn check(&self, request: &Request, link: &Link) -> Result<(), Error> {
-        let wanted = settings::read::<Fields>(request)?.mode()?;
+        let wanted = request.config.settings::<Fields>()?.mode()?;
         match &link.data {
             Some(InfoData::IpVlan(data)) if data.contains(&InfoIpVlan::Mode(wanted)) => Ok(()),
             _ => Err(changed(format!("{} has another mode than {wanted:?}", link.name))),

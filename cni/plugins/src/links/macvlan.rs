@@ -52,12 +52,12 @@ impl Kind for MacVlan {
     }
 
     fn validate(&self, request: &Request) -> Result<(), Error> {
-        settings::read::<Fields>(request)?.mode()?;
+        request.config.settings::<Fields>()?.mode()?;
         settings::mac(request).map(drop)
     }
 
     fn make(&self, request: &Request, netns: &File) -> Result<(), Error> {
-        let fields: Fields = settings::read(request)?;
+        let fields: Fields = request.config.settings()?;
         let parent = parent(request, fields.master.as_deref(), fields.link_in_container)?;
         let mut data = vec![InfoMacVlan::Mode(fields.mode()?)];
         data.extend(fields.bcqueuelen.map(InfoMacVlan::BcQueueLen));
@@ -71,7 +71,7 @@ impl Kind for MacVlan {
     }
 
     fn check(&self, request: &Request, link: &Link) -> Result<(), Error> {
-        let wanted = settings::read::<Fields>(request)?.mode()?;
+        let wanted = request.config.settings::<Fields>()?.mode()?;
         match &link.data {
             Some(InfoData::MacVlan(data)) if data.contains(&InfoMacVlan::Mode(wanted)) => Ok(()),
             _ => Err(changed(format!("{} has another mode than {wanted:?}", link.name))),

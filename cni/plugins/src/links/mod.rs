@@ -20,7 +20,7 @@ use isthmus_cni_kit::plugin::{Request, delegate};
 use isthmus_cni_kit::result::AddResult;
 
 use crate::failure::invalid;
-use crate::ipam::exec;
+use crate::ipam::EXEC;
 use crate::net::Net;
 use crate::net::link::Link;
 use crate::net::pod;
@@ -39,7 +39,7 @@ pub(crate) fn with_addresses(
     make: impl FnOnce(AddResult) -> Result<AddResult, Error>,
 ) -> Result<AddResult, Error> {
     match request.config.ipam_type() {
-        Some(plugin) => delegate::add_then(request, &exec(request), plugin, |mut result| {
+        Some(plugin) => delegate::add_then(request, &EXEC, plugin, |mut result| {
             if result.ips.is_empty() && ipam == Ipam::Required {
                 return Err(invalid(format!("the IPAM plugin {plugin} returned no address")));
             }
@@ -61,7 +61,7 @@ pub(crate) fn with_addresses(
 /// Hands DEL, CHECK, STATUS or GC to the IPAM plugin, if there is one.
 pub(crate) fn forward(request: &Request) -> Result<(), Error> {
     match request.config.ipam_type() {
-        Some(plugin) => delegate::forward(request, &exec(request), plugin),
+        Some(plugin) => delegate::forward(request, &EXEC, plugin),
         None => Ok(()),
     }
 }

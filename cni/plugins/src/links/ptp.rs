@@ -56,7 +56,7 @@ fn host_requests(index: u32, ips: &[Ip]) -> Result<Vec<isthmus_netlink::Request>
 }
 
 fn build(request: &Request, netns: &File, mut result: AddResult) -> Result<AddResult, Error> {
-    let fields: Fields = settings::read(request)?;
+    let fields: Fields = request.config.settings()?;
     let mut host = Net::here()?;
     let wanted =
         veth::Wanted { mtu: fields.mtu.unwrap_or(0), pod_mac: settings::mac(request)?, router: true };
@@ -89,7 +89,7 @@ fn undo(request: &Request) -> Result<(), Error> {
 
 impl Plugin for Ptp {
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        settings::read::<Fields>(request)?;
+        request.config.settings::<Fields>()?;
         let netns = pod::open(request)?;
         pod::refuse_taken(request)?;
         with_addresses(request, Ipam::Required, |result| build(request, &netns, result))
@@ -110,7 +110,7 @@ impl Plugin for Ptp {
         if !host.up {
             return Err(changed(format!("the host's end {name} is down")));
         }
-        if settings::read::<Fields>(request)?.ip_masq {
+        if request.config.settings::<Fields>()?.ip_masq {
             masquerade::check(request)?;
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Plugin for Ptp {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         feature::expect(&InfoKind::Veth, "CONFIG_VETH")?;
-        if settings::read::<Fields>(request)?.ip_masq {
+        if request.config.settings::<Fields>()?.ip_masq {
             crate::nft::available()?;
         }
         forward(request)

@@ -103,12 +103,12 @@ impl Kind for Tap {
     }
 
     fn validate(&self, request: &Request) -> Result<(), Error> {
-        settings::read::<Fields>(request)?;
+        request.config.settings::<Fields>()?;
         settings::mac(request).map(drop)
     }
 
     fn make(&self, request: &Request, _: &File) -> Result<(), Error> {
-        let fields: Fields = settings::read(request)?;
+        let fields: Fields = request.config.settings()?;
         let path = pod::path(request)?;
         let made = netns::run(path, || {
             if !fields.selinux_context.is_empty() {
@@ -133,7 +133,7 @@ impl Kind for Tap {
     }
 
     fn check(&self, request: &Request, link: &Link) -> Result<(), Error> {
-        let fields: Fields = settings::read(request)?;
+        let fields: Fields = request.config.settings()?;
         match fields.mtu.filter(|mtu| *mtu > 0 && *mtu != link.mtu) {
             Some(mtu) => Err(changed(format!("the MTU of {} is {}, not {mtu}", link.name, link.mtu))),
             None => Ok(()),

@@ -12,7 +12,6 @@ use super::in_pod::{Kind, maker};
 use super::{Ipam, fitting_mtu, parent};
 use crate::failure::{changed, invalid};
 use crate::net::link::{Link, NewLink};
-use crate::settings;
 
 /// Fields of the configuration.
 #[derive(Debug, Deserialize)]
@@ -29,7 +28,7 @@ struct Fields {
 
 impl Fields {
     fn of(request: &Request) -> Result<Self, Error> {
-        let fields: Self = settings::read(request)?;
+        let fields: Self = request.config.settings()?;
         match &fields {
             _ if fields.master.is_empty() => Err(invalid("master of the configuration is missing")),
             _ if !(1..=4094).contains(&fields.vlan_id) => {
