@@ -86,6 +86,34 @@ pub const COREDNS: ToolGroup = ToolGroup {
     cgo: false,
 };
 
+/// The Go project's CNI tool and plugins, which ours are held against.
+pub const CNI: ToolGroup = ToolGroup {
+    name: "cni",
+    packages: &[
+        ("cnitool", "github.com/containernetworking/cni/cnitool"),
+        ("bandwidth", "github.com/containernetworking/plugins/plugins/meta/bandwidth"),
+        ("bridge", "github.com/containernetworking/plugins/plugins/main/bridge"),
+        ("dummy", "github.com/containernetworking/plugins/plugins/main/dummy"),
+        ("firewall", "github.com/containernetworking/plugins/plugins/meta/firewall"),
+        ("host-device", "github.com/containernetworking/plugins/plugins/main/host-device"),
+        ("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
+        ("ipvlan", "github.com/containernetworking/plugins/plugins/main/ipvlan"),
+        ("loopback", "github.com/containernetworking/plugins/plugins/main/loopback"),
+        ("macvlan", "github.com/containernetworking/plugins/plugins/main/macvlan"),
+        ("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
+        ("ptp", "github.com/containernetworking/plugins/plugins/main/ptp"),
+        ("sbr", "github.com/containernetworking/plugins/plugins/meta/sbr"),
+        ("static", "github.com/containernetworking/plugins/plugins/ipam/static"),
+        ("tap", "github.com/containernetworking/plugins/plugins/main/tap"),
+        ("tuning", "github.com/containernetworking/plugins/plugins/meta/tuning"),
+        ("vlan", "github.com/containernetworking/plugins/plugins/main/vlan"),
+        ("vrf", "github.com/containernetworking/plugins/plugins/meta/vrf"),
+    ],
+    ldflags: "",
+    tags: "",
+    cgo: false,
+};
+
 impl ToolGroup {
     /// The cache key: the pinned modules, the flags and the compiler.
     pub fn key(&self, places: &Places) -> Result<Key> {

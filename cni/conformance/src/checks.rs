@@ -179,12 +179,30 @@ fn every_version(subject: &Subject, versions: &[Version]) -> Result<Verdict> {
             subject.expect("ADD", &of, &more).and_then(|out| Ok(serde_json::from_slice::<Value>(&out)?));
         let _ = subject.call("DEL", &of, &more);
         match printed {
-            Ok(json) if json["cniVersion"] == version.as_str() => {}
+            Ok(json) if json["cniVersion"] == version.as_str() => {
+                wrong.extend(foreign_shape(&json, *version).map(|what| format!("{version}: {what}")));
+            }
             Ok(json) => wrong.push(format!("{version}: answered in {}", json["cniVersion"])),
             Err(error) => wrong.push(format!("{version}: {error:#}")),
         }
     }
     Ok(if wrong.is_empty() { Passed } else { Failed(wrong.join("; ")) })
+}
+
+/// What a result has that its version does not, or lacks that it must have.
+fn foreign_shape(result: &Value, version: Version) -> Option<&'static str> {
+    let has = |key: &str| result.get(key).is_some_and(|value| !value.is_null());
+    let families = |ip: &Value| matches!(ip["version"].as_str(), Some("4" | "6"));
+    if !version.has_interfaces() {
+        return (has("ips") || has("interfaces"))
+            .then_some("it has ips or interfaces, which came with 0.3.0");
+    }
+    if has("ip4") || has("ip6") {
+        return Some("it has ip4 or ip6, which ended with 0.2.0");
+    }
+    let ips = result["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let lacks = version < Version::V1_0_0 && !ips.iter().all(families);
+    lacks.then_some("an address lacks its version, 4 or 6, which ended with 0.4.0")
 }
 
 fn add_twice(subject: &Subject, _: &[Version]) -> Result<Verdict> {
@@ -398,4 +416,22 @@ fn after_gc(
     }
     let freed = subject.call("CHECK", stale, &json!({ "prevResult": stale_result }))?;
     Ok(if freed.success { Failed("the stale attachment is as it was".to_owned()) } else { Passed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_in_the_shape_of_another_version_is_found() {
+        let newest = json!({ "interfaces": [{ "name": "eth0" }], "ips": [{ "address": "10.0.0.2/24" }] });
+        assert!(foreign_shape(&newest, Version::V0_2_0).is_some());
+        assert!(foreign_shape(&newest, Version::V0_4_0).is_some());
+        assert_eq!(foreign_shape(&newest, Version::V1_0_0), None);
+        let with_family = json!({ "ips": [{ "version": "4", "address": "10.0.0.2/24" }] });
+        assert_eq!(foreign_shape(&with_family, Version::V0_3_1), None);
+        let oldest = json!({ "ip4": { "ip": "10.0.0.2/24" } });
+        assert_eq!(foreign_shape(&oldest, Version::V0_1_0), None);
+        assert!(foreign_shape(&oldest, Version::V1_1_0).is_some());
+    }
 }

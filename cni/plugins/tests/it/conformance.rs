@@ -43,3 +43,29 @@ fn tap_passes_every_check_of_the_specification() {
     let Some(node) = Node::new("conformance of tap") else { return };
     passes(&node, "tap", &json!({}));
 }
+
+/// Faults of the Go project's plugins, as the book lists them. A release that mends one shows here.
+#[test]
+fn the_go_projects_plugins_have_the_faults_that_the_book_names() {
+    let Some(node) = Node::with_go("conformance of go") else { return };
+    let (version, gc) = (
+        "an error object says its cniVersion",
+        "GC frees what is not valid, keeps what is, and prints nothing",
+    );
+    let left = "ADD that failed leaves the other container as it was";
+    let shape = "ADD answers in the version that it is asked in, each of its own";
+    let cases: [(&str, Value, &[&str]); 4] = [
+        ("bridge", json!({ "bridge": "t0", "isGateway": true }), &[version, gc]),
+        ("ptp", json!({}), &[version, gc]),
+        ("tap", json!({}), &[version, left, gc]),
+        ("loopback", json!({}), &[version, shape]),
+    ];
+    for (plugin, more, faults) in cases {
+        let rows = rows(&node, plugin, &more);
+        let failed = |row: &&Row| matches!(row.verdict, Verdict::Failed(_));
+        let found: Vec<&str> = rows.iter().filter(failed).map(|row| row.check).collect();
+        // What the check asks of an interface of the pod's own is not for loopback.
+        let expected = found.iter().filter(|check| plugin != "loopback" || faults.contains(check));
+        assert!(expected.eq(faults), "{plugin}: {rows:#?}");
+    }
+}

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod chained;
+mod cnitool;
 mod conformance;
 mod links;
 mod node;

@@ -2,7 +2,8 @@
 //! A node with our plugins in a directory, and pods.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use isthmus_cni_kit::error::Error;
@@ -12,8 +13,15 @@ use serde_json::{Value, json};
 
 /// Room for a machine with other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// Where Debian puts the Go project's plugins.
-pub(crate) const GO: &str = "/usr/lib/cni";
+
+/// The Go project's programs, built once.
+pub(crate) fn go_programs() -> PathBuf {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let places = xtask::places::Places::find().expect("the repository");
+        xtask::tools::CNI.build(&places).expect("the Go project's programs: make deps")
+    });
+    BUILT.clone()
+}
 
 pub(crate) struct Node {
     pub(crate) lab: Lab,
@@ -37,15 +45,9 @@ impl Node {
         Some(Self { lab, host, path: vec![bin], dir })
     }
 
-    /// The same with the Go project's plugins; none where they are not installed.
+    /// The same with the Go project's plugins.
     pub(crate) fn with_go(name: &'static str) -> Option<Self> {
-        let node = Self::new(name)?;
-        if !Path::new(GO).join("bridge").exists() {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "{name}: skipped: {GO} has no plugins: make deps");
-            return None;
-        }
-        Some(Self { path: vec![GO.into()], ..node })
+        Some(Self { path: vec![go_programs()], ..Self::new(name)? })
     }
 
     pub(crate) fn pod(&self, name: &str) -> Namespace {
