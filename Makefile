@@ -52,7 +52,7 @@ test: deps ## Everything: unit, namespaces, API server, two clusters (as root); 
 test-fast: ## What needs neither root nor Go
 	@$(XTASK) test --fast
 
-test-vm: ## The kernel's WireGuard, in a virtual machine (needs qemu-system-x86; fetches a kernel once)
+test-vm: ## The kernel's WireGuard and rare kinds of links, in a virtual machine (needs qemu-system-x86; fetches a kernel once)
 	@$(XTASK) vm-test
 
 fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; needs a nightly toolchain and g++)

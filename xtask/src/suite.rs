@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// Packages whose tests need root, Go-built binaries or clusters.
-const LABORATORY: [&str; 4] =
-    ["isthmus-api-tests", "isthmus-netns-tests", "isthmus-plugins", "isthmus-e2e"];
+const LABORATORY: [&str; 4] = ["isthmus-api-tests", "isthmus-netns-tests", "isthmus-plugins", "isthmus-e2e"];
 
 /// What a stage counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

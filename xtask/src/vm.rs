@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `make test-vm`: tests that want a kernel with WireGuard, in a virtual machine that boots Debian's kernel. No acceleration is
-//! needed: it is about function, not speed.
+//! `make test-vm`: tests that want what many kernels leave out, WireGuard and kinds of links, in a virtual machine that boots Debian's
+//! kernel. No acceleration is needed: it is about function, not speed.
 
 mod initramfs;
 
@@ -19,13 +19,24 @@ use crate::run::{command, output, step};
 /// What `apt-cache` follows to the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 const QEMU: &str = "qemu-system-x86_64";
-/// The tests, a test program of `isthmus-dataplane`, and the program that they start.
-const TEST: &str = "kernel_wireguard";
-const SERVE: &str = "serve";
+/// Test programs: package, name of the target, and where it goes in the machine.
+const TESTS: &[(&str, &str, &str)] = &[
+    ("isthmus-dataplane", "kernel_wireguard", "t/deps/wireguard"),
+    ("isthmus-plugins", "it", "t/deps/links"),
+];
+/// Programs that they start: what cargo builds, its name below the target directory, and where it goes.
+const STARTED: &[(&[&str], &str, &str)] = &[
+    (&["--package", "isthmus-dataplane", "--example", "serve"], "examples/serve", "t/examples/serve"),
+    (
+        &["--package", "isthmus-plugins", "--bin", "isthmus-plugins"],
+        "isthmus-plugins",
+        "t/deps/isthmus-plugins",
+    ),
+];
 /// The machine says this with the exit code of the tests.
 const VERDICT: &str = "vm: ended ";
 /// Boot and tests take 35 s on an idle machine of two cores.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Boots the machine, shows what it says, and fails if a test does.
 pub fn test(places: &Places) -> Result<()> {
@@ -48,23 +59,31 @@ pub fn test(places: &Places) -> Result<()> {
     }
 }
 
-/// The test program and the program that it starts, in this order.
-fn build_programs(places: &Places) -> Result<[PathBuf; 2]> {
-    let mut build =
-        command(env!("CARGO"), ["test", "--no-run", "--package", "isthmus-dataplane", "--test", TEST]);
+/// Test programs and what they start, each with its place in the machine.
+fn build_programs(places: &Places) -> Result<Vec<(PathBuf, &'static str)>> {
+    let mut programs = Vec::new();
+    let mut debug = None;
+    for (package, target, to) in TESTS {
+        let test = build_test(places, package, target)?;
+        debug = test.parent().and_then(Path::parent).map(Path::to_path_buf);
+        programs.push((test, *to));
+    }
+    let debug = debug.context("a test lies in target/debug/deps")?;
+    for (what, name, to) in STARTED {
+        let mut build = command(env!("CARGO"), std::iter::once("build").chain(what.iter().copied()));
+        output(build.current_dir(&places.repo))?;
+        programs.push((debug.join(name), *to));
+    }
+    Ok(programs)
+}
+
+fn build_test(places: &Places, package: &str, target: &str) -> Result<PathBuf> {
+    let mut build = command(env!("CARGO"), ["test", "--no-run", "--package", package, "--test", target]);
     let text = output(build.args(["--message-format", "json"]).current_dir(&places.repo))?;
-    let executable = |name: &str| -> Result<PathBuf> {
-        let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let found = messages.filter(|message| message["target"]["name"] == name);
-        let path = found.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
-        path.with_context(|| format!("cargo built no {name}"))
-    };
-    let test = executable(TEST)?;
-    let mut build = command(env!("CARGO"), ["build", "--package", "isthmus-dataplane", "--example", SERVE]);
-    output(build.current_dir(&places.repo))?;
-    let debug = test.parent().and_then(Path::parent).context("a test lies in target/debug/deps")?;
-    let serve = debug.join("examples").join(SERVE);
-    Ok([test, serve])
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let found = messages.filter(|message| message["target"]["name"] == target);
+    let path = found.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
+    path.with_context(|| format!("cargo built no {target}"))
 }
 
 /// The folder with `vmlinuz` and the modules of Debian's newest kernel for virtual machines, fetched once.

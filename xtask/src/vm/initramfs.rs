@@ -12,7 +12,8 @@ use crate::run::{command, output};
 
 const INIT: &[u8] = include_bytes!("../../../tests/vm/init");
 /// Modules that are loaded; what they depend on is found.
-const MODULES: &[&str] = &["wireguard", "tun", "veth", "nfnetlink"];
+const MODULES: &[&str] =
+    &["wireguard", "tun", "veth", "nfnetlink", "bridge", "ipvlan", "8021q", "dummy", "bonding", "vrf"];
 /// Programs that the tests start. The shell is not busybox: that would run its own `ip` in place of this one.
 const PROGRAMS: &[(&str, &str)] = &[
     ("/bin/busybox", "bin/busybox"),
@@ -24,13 +25,13 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 const FOLDERS: &[&str] = &["dev", "proc", "run", "sys", "tmp", "etc"];
 
-/// Writes it. `kernel` holds `modules/<version>`, `programs` the test and what it starts.
-pub(super) fn write(out: &Path, kernel: &Path, programs: &[PathBuf; 2]) -> Result<()> {
+/// Writes it. `kernel` holds `modules/<version>`, `programs` the tests and what they start.
+pub(super) fn write(out: &Path, kernel: &Path, programs: &[(PathBuf, &str)]) -> Result<()> {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     files.insert("init".into(), INIT.to_vec());
-    let ours = [(programs[0].as_path(), "t/deps/test"), (programs[1].as_path(), "t/examples/serve")];
+    let ours = programs.iter().map(|(from, to)| (from.as_path(), *to));
     let theirs = PROGRAMS.iter().map(|(from, to)| (Path::new(from), *to));
-    for (from, to) in ours.into_iter().chain(theirs) {
+    for (from, to) in ours.chain(theirs) {
         let content = fs::read(from).with_context(|| {
             format!(
                 "{} is missing: apt-get install busybox-static iproute2 iputils-ping util-linux",

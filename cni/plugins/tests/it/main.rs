@@ -5,6 +5,7 @@ mod addresses;
 mod chained;
 mod cnitool;
 mod conformance;
+mod kernel_links;
 mod links;
 mod node;
 mod same_as_go;

@@ -14,6 +14,13 @@ use serde_json::{Value, json};
 /// Room for a machine with other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The program under test. In the virtual machine it lies beside the tests.
+fn program() -> PathBuf {
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_isthmus-plugins"));
+    let beside = || std::env::current_exe().expect("a path").with_file_name("isthmus-plugins");
+    if built.exists() { built } else { beside() }
+}
+
 /// The Go project's programs, built once.
 pub(crate) fn go_programs() -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -39,7 +46,7 @@ impl Node {
         let bin = dir.path().join("bin");
         std::fs::create_dir(&bin).unwrap();
         for plugin in isthmus_plugins::names() {
-            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_isthmus-plugins"), bin.join(plugin)).unwrap();
+            std::os::unix::fs::symlink(program(), bin.join(plugin)).unwrap();
         }
         let host = lab.namespace("host");
         Some(Self { lab, host, path: vec![bin], dir })
