@@ -114,8 +114,10 @@ fn bond_goes_on_by_the_other_link_when_one_is_lost() {
     }
     node.lab.cable((&node.host, "nic0", &[]), (&far, "port0", &[]));
     node.lab.cable((&node.host, "nic1", &[]), (&far, "port1", &[]));
-    far.sh("ip link add joined type bridge; ip link set port0 master joined; ip link set port1 master joined; \
-            ip addr add 10.77.0.1/24 dev joined; ip link set joined up");
+    far.sh(
+        "ip link add joined type bridge; ip link set port0 master joined; ip link set port1 master joined; \
+            ip addr add 10.77.0.1/24 dev joined; ip link set joined up",
+    );
     let this = Pod::of("c", &pod);
     let result = node.add(&this, &config);
     within(PATIENCE, || pod.ping("10.77.0.1"));

@@ -9,3 +9,4 @@ mod kernel_links;
 mod links;
 mod node;
 mod same_as_go;
+mod sent_as_by_go;
