@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_model::ids::LinkName;
 use isthmus_model::kernel::MacAddress;
-use isthmus_model::ownership::HOST_LINK_MAC;
+use isthmus_model::ownership::{HOST_LINK_MAC, POD_LINK_PREFIX};
 
 use crate::link::{self, POD_ALIAS};
 use crate::table::link_index;
@@ -67,7 +67,7 @@ pub struct PodLinkMade {
 /// A pod's link as found on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLinkSeen {
-    /// The alias without `isthmus:pod:`.
+    /// The alias without `isthmus:pod:`; empty if the link was only begun.
     pub alias: String,
     /// The host end is up.
     pub up: bool,
@@ -173,11 +173,15 @@ impl PodLinks {
             .map_err(|source| PodLinkError::Namespace { path: wanted.netns_path.clone(), source })?
     }
 
-    /// The host ends of all pods' links of the node.
+    /// The host ends of all pods' links of the node. One without alias was left by an `add` that was interrupted: the kernel
+    /// takes none when it makes a link.
     pub fn list(&self) -> Result<BTreeMap<LinkName, PodLinkSeen>, PodLinkError> {
         let mut links = link::Links::default();
         self.on_host(|wire| links.observe(wire))?;
-        let pods = links.seen.into_iter().filter(|(_, link)| link.is_pod_link());
+        let begun = |name: &LinkName, link: &link::LinkSeen| {
+            link.alias.is_none() && name.as_str().starts_with(POD_LINK_PREFIX)
+        };
+        let pods = links.seen.into_iter().filter(|(name, link)| link.is_pod_link() || begun(name, link));
         let seen = |link: link::LinkSeen| {
             let alias = link.alias.unwrap_or_default();
             PodLinkSeen { alias: alias.trim_start_matches(POD_ALIAS).to_owned(), up: link.up }

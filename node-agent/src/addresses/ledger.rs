@@ -98,8 +98,9 @@ pub struct Ledger {
 impl Ledger {
     /// Reads the journal; `links` are the pod links that the kernel has, by the alias that [`alias`] made.
     ///
-    /// An attachment without a link was never answered for, or its container is gone: it is released. A link that
-    /// the journal does not know (it was lost) is adopted from its alias.
+    /// An attachment without a link was never answered for, or its container is gone: it is released. One whose link was
+    /// only begun, and has no alias yet, is kept: so the GC of a runtime that forgot the container finds the link. A link
+    /// that the journal does not know (it was lost) is adopted from its alias.
     pub fn open(path: &Path, links: &BTreeMap<LinkName, String>) -> Self {
         let (journal, recovery) = Journal::open::<Record>(path);
         if recovery.damaged > 0 || recovery.torn_bytes > 0 {

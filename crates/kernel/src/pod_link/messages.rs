@@ -18,13 +18,10 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::PodLink;
+use super::{POD_ALIAS_MAX, PodLink};
 use crate::link::{POD_ALIAS, no_generated_addresses};
 use crate::wire::{Request, Wire, parse_route};
 use crate::{addr, neigh};
-
-/// The kernel takes aliases of less than 256 bytes.
-const ALIAS_LEN_MAX: usize = 200;
 
 /// Both ends in one request, sent inside the pod's namespace.
 pub(super) fn create(wanted: &PodLink, host_ns: BorrowedFd<'_>) -> Request {
@@ -74,7 +71,7 @@ pub(super) fn can_send(wire: &mut Wire, index: u32) -> io::Result<bool> {
 /// Alias before state, so that an interrupted call leaves a link that says whose it is. The pod's addresses are
 /// permanent neighbours: no packet waits for ARP or NDP. The link-local address answers where one is asked for.
 pub(super) fn host_end(wanted: &PodLink, index: u32) -> Vec<Request> {
-    let alias: String = wanted.alias.chars().take(ALIAS_LEN_MAX).collect();
+    let alias: String = wanted.alias.chars().take(POD_ALIAS_MAX).collect();
     let mut named = LinkMessage::default();
     named.header.index = index;
     named.attributes.push(LinkAttribute::IfAlias(format!("{POD_ALIAS}{alias}")));

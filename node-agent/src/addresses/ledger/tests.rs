@@ -54,6 +54,25 @@ fn a_restart_finds_every_pod_that_has_a_link_and_releases_those_that_have_none()
 }
 
 #[test]
+fn what_was_given_for_a_link_that_was_only_begun_stays_until_somebody_releases_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut before = ledger(&path, &BTreeMap::new());
+    let given = before.give(&key("a"), ("shop", "a"), &both(), Instant::now()).unwrap();
+    drop(before);
+    let unnamed = BTreeMap::from([(given.link.clone(), String::new())]);
+    let mut after = ledger(&path, &unnamed);
+    assert_eq!(after.get(&key("a")), Some(&given));
+    after.release(&key("a"), Instant::now()).unwrap();
+    assert_eq!(after.usage().values().sum::<usize>(), 0);
+    assert_eq!(
+        ledger(&path, &unnamed).attachments().len(),
+        0,
+        "the link alone says of nobody that it is his"
+    );
+}
+
+#[test]
 fn a_lost_journal_is_rebuilt_from_the_links_of_the_kernel() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
