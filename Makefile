@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm fuzz bench
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm kill-points fuzz bench
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test-fast: ## What needs neither root nor Go
 
 test-vm: ## The kernel's WireGuard and rare kinds of links, in a virtual machine (needs qemu-system-x86; fetches a kernel once)
 	@$(XTASK) vm-test
+
+kill-points: ## Kill the agent at every system call of ADD and DEL, 10,000 times (as root; minutes)
+	$(CARGO) test -p isthmus-netns-tests --test main -- --ignored --nocapture every_system_call
 
 fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; needs a nightly toolchain and g++)
 	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)

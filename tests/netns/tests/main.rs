@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the kernel does with what we tell it, in network namespaces of the test's own. One binary: linking is slow.
 
+mod addresses {
+    mod cases;
+    mod kill_points;
+    mod node;
+    mod runtime;
+    mod tracer;
+}
+
 mod proofs {
     pub(crate) mod converge;
     pub(crate) mod events;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use isthmus_kernel::{InSync, PodLinkError};
+use isthmus_kernel::{InSync, POD_ALIAS_MAX, PodLinkError};
 use isthmus_testkit::{Lab, within};
 
 use super::node::{Node, pod_link};
@@ -86,6 +86,21 @@ async fn adding_again_after_an_interrupted_add_replaces_what_was_left() {
     assert_ne!(first.host_index, second.host_index);
     assert!(second.replaced && !first.replaced);
     node.links.check(&link).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_was_only_begun_is_listed_and_the_longest_alias_is_kept_whole() {
+    let Some(lab) = Lab::new("begun") else { return };
+    let node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    let mut link = pod_link(&pod, 1);
+    link.alias = "a".repeat(POD_ALIAS_MAX);
+    node.links.add(&link).unwrap();
+    node.namespace.sh("ip link add ist000000000002 type veth peer name begun");
+    let seen = node.links.list().unwrap();
+    assert_eq!(seen[&link.host_link].alias, link.alias);
+    assert_eq!(seen[&pod_link(&pod, 2).host_link].alias, "");
+    assert_eq!(seen.len(), 2, "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Addresses where something went wrong that is no crash.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use isthmus_cni::code;
+use isthmus_testkit::{Lab, Namespace, within};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::node::{Agent, Answer, Caller, Node, addresses, directory};
+use super::runtime::{Call, Runtime};
+
+use Call::{Add, Del, Keep};
+
+const SOON: Duration = Duration::from_secs(10);
+/// Calls that race are made so many times.
+const RACES: usize = 20;
+
+fn start(lab: &Lab) -> (Node, Runtime, Agent, Caller) {
+    let node = Node::new(lab);
+    let (agent, caller) = (node.started_agent(), node.caller());
+    (node, Runtime::new([lab.namespace("one"), lab.namespace("two")]), agent, caller)
+}
+
+/// The next agent, after this one was killed.
+fn restart(node: &Node, agent: Agent) -> Agent {
+    agent.kill();
+    node.started_agent()
+}
+
+/// Makes two calls at once.
+fn both(runtime: &Runtime, calls: [Call; 2], caller: &Caller) -> [(Call, Answer); 2] {
+    let prepared = calls.map(|call| (call, runtime.prepare(call, caller)));
+    thread::scope(|scope| {
+        let made = prepared.map(|(call, make)| (call, scope.spawn(make)));
+        made.map(|(call, made)| (call, made.join().unwrap()))
+    })
+}
+
+#[test]
+fn what_a_container_held_whose_del_was_lost_is_free_after_the_next_gc() {
+    let Some(lab) = Lab::new("lost-del") else { return };
+    let (node, mut runtime, mut agent, caller) = start(&lab);
+    runtime.must(Add(0), &caller).unwrap();
+    runtime.must(Add(1), &caller).unwrap();
+    agent = restart(&node, agent);
+    runtime.must(Keep(1), &caller).unwrap();
+    runtime.agrees(&node, &mut agent).unwrap();
+    runtime.serves(&caller).unwrap();
+    assert_eq!(runtime.held().len(), 1);
+}
+
+#[test]
+fn what_a_container_held_that_vanished_while_no_agent_ran_is_free_when_one_starts() {
+    let Some(lab) = Lab::new("vanished") else { return };
+    let (node, _, agent, caller) = start(&lab);
+    let mut runtime = Runtime::new([lab.namespace("pod")]);
+    runtime.must(Add(0), &caller).unwrap();
+    agent.kill();
+    drop(runtime);
+    within(SOON, || if node.links().is_empty() { Ok(()) } else { Err(format!("{:?}", node.links())) });
+    let ledger = node.started_agent().ledger().unwrap();
+    assert_eq!((ledger.held.len(), ledger.in_use), (0, 0), "{ledger:?}");
+    assert!(node.journal().unwrap().is_empty());
+}
+
+#[test]
+fn a_node_that_was_rebooted_holds_nothing_of_what_its_journal_says() {
+    let Some(lab) = Lab::new("reboot") else { return };
+    let (node, mut runtime, agent, caller) = start(&lab);
+    runtime.must(Add(0), &caller).unwrap();
+    runtime.must(Add(1), &caller).unwrap();
+    agent.kill();
+    assert_eq!(node.journal().unwrap().len(), 2);
+
+    let node = Node::on(&lab, node.power_off(), |_| {});
+    let mut agent = node.started_agent();
+    let mut runtime = Runtime::new([lab.namespace("one"), lab.namespace("two")]);
+    runtime.agrees(&node, &mut agent).unwrap();
+    let caller = node.caller();
+    runtime.must(Add(0), &caller).unwrap();
+    runtime.must(Add(1), &caller).unwrap();
+    runtime.agrees(&node, &mut agent).unwrap();
+    runtime.serves(&caller).unwrap();
+}
+
+#[test]
+fn two_adds_of_one_container_at_once_give_it_the_same_addresses() {
+    let Some(lab) = Lab::new("two-adds") else { return };
+    let (node, mut runtime, mut agent, caller) = start(&lab);
+    for _ in 0..RACES {
+        runtime.rename_all();
+        let [one, two] = both(&runtime, [Add(0), Add(0)], &caller);
+        let given = |answer: &Answer| addresses(answer.as_ref().unwrap());
+        assert_eq!(given(&one.1), given(&two.1));
+        runtime.learn(&[vec![one], vec![two]]).unwrap();
+        runtime.agrees(&node, &mut agent).unwrap();
+        runtime.serves(&caller).unwrap();
+        runtime.must(Del(0), &caller).unwrap();
+    }
+    runtime.agrees(&node, &mut agent).unwrap();
+}
+
+#[test]
+fn a_del_that_comes_before_its_add_ended_leaves_nothing_after_the_next_one() {
+    let Some(lab) = Lab::new("early-del") else { return };
+    let (node, mut runtime, mut agent, caller) = start(&lab);
+    for _ in 0..RACES {
+        runtime.rename_all();
+        let [add, del] = both(&runtime, [Add(0), Del(0)], &caller);
+        assert!(add.1.is_ok() && del.1.is_ok(), "{add:?}, {del:?}");
+        runtime.learn(&[vec![add], vec![del]]).unwrap();
+        runtime.agrees(&node, &mut agent).unwrap();
+        runtime.must(Del(0), &caller).unwrap();
+        runtime.agrees(&node, &mut agent).unwrap();
+        runtime.serves(&caller).unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_costs_no_address_and_gives_none_twice() {
+    let Some(lab) = Lab::new("full-disk") else { return };
+    let directory = directory();
+    let state = directory.path().join("state");
+    // A disk of a few pages, which only the node sees.
+    let disk = state.clone();
+    let node = Node::on(&lab, directory, move |namespace| {
+        namespace.run(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("disk"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+        });
+    });
+    let (mut agent, caller) = (node.started_agent(), node.caller());
+    let mut runtime = Runtime::new([lab.namespace("one"), lab.namespace("two")]);
+    runtime.must(Add(0), &caller).unwrap();
+    let kept = runtime.held();
+
+    let filler = state.join("filler");
+    fill(&node.namespace, filler.clone());
+    // The last page of the journal still takes some records.
+    let refused = within(SOON, || {
+        runtime.rename(1);
+        match runtime.prepare(Add(1), &caller)() {
+            Err(printed) => Ok(printed),
+            Ok(result) => runtime.prepare(Del(1), &caller)().map_or_else(
+                |printed| panic!("DEL failed: {printed}"),
+                |_| Err(format!("{} were given {:?}", 1, addresses(&result))),
+            ),
+        }
+    });
+    assert_eq!(refused["code"], code::IO_FAILURE, "{refused}");
+    assert!(refused["msg"].as_str().unwrap().contains("neither full nor read-only"), "{refused}");
+    assert_eq!(caller.status().unwrap_err()["code"], code::UNAVAILABLE);
+    runtime.agrees(&node, &mut agent).unwrap();
+
+    agent = restart(&node, agent);
+    runtime.agrees(&node, &mut agent).unwrap();
+    runtime.serves(&caller).unwrap();
+    assert_eq!(agent.ledger().unwrap().held, kept);
+    runtime.must(Del(0), &caller).unwrap();
+    let ledger = agent.ledger().unwrap();
+    assert_eq!((ledger.held.len(), ledger.in_use), (0, 0), "a pod goes whatever the disk takes: {ledger:?}");
+
+    agent = restart(&node, agent);
+    let ledger = agent.ledger().unwrap();
+    assert_eq!((ledger.held.len(), ledger.in_use), (0, 0), "{ledger:?}");
+    node.namespace.run(move || fs::remove_file(filler)).unwrap();
+    runtime.rename_all();
+    for call in [Add(0), Add(1)] {
+        runtime.must(call, &caller).unwrap();
+    }
+    agent = restart(&node, agent);
+    runtime.agrees(&node, &mut agent).unwrap();
+    runtime.serves(&caller).unwrap();
+    runtime.delete_all(&caller).unwrap();
+    runtime.agrees(&node, &mut agent).unwrap();
+}
+
+/// Writes until the disk takes no more.
+fn fill(namespace: &Namespace, file: std::path::PathBuf) {
+    let full = namespace.run(move || fs::write(file, [0; 1 << 20])).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{full}");
+}
