@@ -62,5 +62,5 @@ fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; nee
 	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)
 
 bench: ## Beside the others: CNI, tunnels, imports, memory (as root) -> docs/benchmarks.md
-	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni
+	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni -p isthmus-plugins
 	@$(CARGO) run --release --quiet -p isthmus-bench -- run $(BENCH)

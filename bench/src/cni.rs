@@ -20,9 +20,9 @@ use crate::stats::{in_turn, median, percentile, shown};
 use crate::tools;
 
 /// Pods added and deleted in one turn.
-const PODS: usize = 16;
+const PODS: usize = 32;
 /// Calls under way at once.
-const CONCURRENCY: [usize; 2] = [1, 8];
+const CONCURRENCY: [usize; 3] = [1, 8, 32];
 const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,6 +31,8 @@ struct Contender {
     name: &'static str,
     node: Namespace,
     program: PathBuf,
+    /// Where it finds the plugin for addresses.
+    path: PathBuf,
     config: String,
     socket: PathBuf,
     directory: TempDir,
@@ -50,11 +52,15 @@ struct Samples {
 /// A plugin fails, or Debian's are not installed.
 pub(crate) fn measure(lab: &Lab, rounds: usize) -> Result<String> {
     tools::need(&["containernetworking-plugins", "iproute2"])?;
+    let (debian, ours) = (PathBuf::from(DEBIAN_PLUGINS), linked_plugins()?);
+    let bridge = json!({ "bridge": "bench0", "isGateway": true });
     let contenders = [
         Contender::isthmus(lab, "isthmus-cni", false)?,
         Contender::isthmus(lab, "isthmus-cni, IPv4 and IPv6", true)?,
-        Contender::debian(lab, "ptp", json!({}))?,
-        Contender::debian(lab, "bridge", json!({ "bridge": "bench0", "isGateway": true }))?,
+        Contender::plugin(lab, "ptp", &debian, "ptp", json!({}))?,
+        Contender::plugin(lab, "bridge", &debian, "bridge", bridge.clone())?,
+        Contender::plugin(lab, "isthmus-plugins, ptp", ours.path(), "ptp", json!({}))?,
+        Contender::plugin(lab, "isthmus-plugins, bridge", ours.path(), "bridge", bridge)?,
     ];
     let pods: Vec<Namespace> = (0..PODS).map(|_| lab.namespace("pod")).collect();
     for contender in &contenders {
@@ -62,8 +68,9 @@ pub(crate) fn measure(lab: &Lab, rounds: usize) -> Result<String> {
         contender.turn(&pods[..1], 1, "warm")?;
     }
     let mut text = format!(
-        "Debian's plugins {} with host-local, IPv4 only; ours with anti-spoofing and masquerading, against an agent without \
-         Kubernetes. {} calls of each kind for every row. Ratios are of the ADD p50 beside ptp.\n",
+        "Debian's plugins {} with host-local, IPv4 only, and isthmus-plugins with the same configuration; isthmus-cni with \
+         anti-spoofing and masquerading, against an agent without Kubernetes. {} calls of each kind for every row. Ratios are to \
+         Debian's ptp.\n",
         tools::debian_version("containernetworking-plugins"),
         rounds * PODS,
     );
@@ -85,7 +92,8 @@ pub(crate) fn measure(lab: &Lab, rounds: usize) -> Result<String> {
 
 fn rows(contenders: &[Contender], samples: &[Samples]) -> String {
     let of = |name: &str| contenders.iter().position(|contender| contender.name == name);
-    let ptp = of("ptp").map_or(f64::NAN, |index| median(&samples[index].adds));
+    let ptp = of("ptp")
+        .map_or((f64::NAN, f64::NAN), |index| (median(&samples[index].adds), median(&samples[index].dels)));
     let ms = |values: &[f64], share: f64| shown(percentile(values, share) * 1e3);
     let rows = contenders.iter().zip(samples).map(|(contender, taken)| {
         vec![
@@ -94,11 +102,25 @@ fn rows(contenders: &[Contender], samples: &[Samples]) -> String {
             ms(&taken.adds, 0.99),
             ms(&taken.dels, 0.5),
             ms(&taken.dels, 0.99),
-            format!("{}x", shown(median(&taken.adds) / ptp)),
+            format!("{}x", shown(median(&taken.adds) / ptp.0)),
+            format!("{}x", shown(median(&taken.dels) / ptp.1)),
         ]
     });
     let rows: Vec<_> = rows.collect();
-    table(&["plugin", "ADD p50, ms", "ADD p99, ms", "DEL p50, ms", "DEL p99, ms", "ADD p50 : ptp"], &rows)
+    table(
+        &["plugin", "ADD p50, ms", "ADD p99, ms", "DEL p50, ms", "DEL p99, ms", "ADD : ptp", "DEL : ptp"],
+        &rows,
+    )
+}
+
+/// A directory with a link for each plugin of ours.
+fn linked_plugins() -> Result<TempDir> {
+    let directory = tempfile::tempdir()?;
+    let program = tools::ours("isthmus-plugins")?;
+    for plugin in ["bridge", "ptp", "host-local"] {
+        std::os::unix::fs::symlink(&program, directory.path().join(plugin))?;
+    }
+    Ok(directory)
 }
 
 impl Contender {
@@ -121,6 +143,7 @@ impl Contender {
             name,
             node,
             program: tools::ours("isthmus-cni")?,
+            path: PathBuf::new(),
             config: json!({ "cniVersion": "1.1.0", "name": "isthmus", "type": "isthmus-cni" }).to_string(),
             socket: directory.path().join(CNI_SOCKET),
             directory,
@@ -130,7 +153,14 @@ impl Contender {
         Ok(contender)
     }
 
-    fn debian(lab: &Lab, plugin: &'static str, options: serde_json::Value) -> Result<Self> {
+    /// A plugin in the directory, with host-local of the same.
+    fn plugin(
+        lab: &Lab,
+        name: &'static str,
+        path: &Path,
+        plugin: &str,
+        options: serde_json::Value,
+    ) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let mut config = json!({
             "cniVersion": "1.0.0",
@@ -147,9 +177,10 @@ impl Contender {
             to.extend(from.clone());
         }
         Ok(Self {
-            name: plugin,
+            name,
             node: lab.namespace("node"),
-            program: Path::new(DEBIAN_PLUGINS).join(plugin),
+            program: path.join(plugin),
+            path: path.to_owned(),
             config: config.to_string(),
             socket: PathBuf::new(),
             directory,
@@ -199,7 +230,7 @@ impl Contender {
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", netns)
             .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={container}"))
-            .env("CNI_PATH", DEBIAN_PLUGINS)
+            .env("CNI_PATH", &self.path)
             .env("ISTHMUS_CNI_SOCKET", &self.socket)
             // Debian's bridge and ptp plugins look for iptables here, not for masquerading only.
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
