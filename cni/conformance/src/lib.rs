@@ -35,34 +35,42 @@ pub struct Row {
     pub verdict: Verdict,
 }
 
-/// Runs every check on a plugin with this configuration. Needs root.
+/// Runs every check on a plugin with this configuration, on a node that is a network namespace of the check's own. Needs root.
+///
+/// # Errors
+/// Not root; no plugin of this type, or one that does not answer to VERSION. What the plugin does wrong is in the rows.
 pub fn run(programs: Programs, config: Map<String, Value>) -> Result<Vec<Row>> {
-    spaces::in_new(move || {
-        let plugin = config.get("type").and_then(Value::as_str).context("the configuration has no type")?;
-        let version = Version::NEWEST;
-        let ipam = config.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
-        let ipam = ipam.map(str::to_owned);
-        let mut subject = Subject { plugin: plugin.to_owned(), programs, config, version, cannot_add: None };
-        let mut supported = subject.versions(&subject.plugin)?;
-        if let Some(known) = ipam.and_then(|ipam| subject.versions(&ipam).ok()) {
-            // The plugin hands its configuration on: a version has to suit both.
-            supported.retain(|version| known.contains(version));
-        }
-        subject.version = supported.last().copied().unwrap_or(Version::OLDEST);
-        let trial = Attachment::new("c-trial")?;
-        subject.cannot_add =
-            subject.add(&trial).err().map(|error| format!("with this configuration {error:#}"));
-        // Its failure is the finding of a check.
-        let _ = subject.call("DEL", &trial, &json!({}))?;
-        let asked = checks::ALL.iter().map(|(check, clause, ask)| {
-            let verdict = match ask(&subject, &supported) {
-                Ok(verdict) => verdict,
-                Err(error) => Verdict::Failed(format!("{error:#}")),
-            };
-            Row { check, clause, verdict }
-        });
-        Ok(asked.collect())
-    })?
+    spaces::in_new(move || run_here(programs, config))?
+}
+
+/// The same where the calling thread is: for a plugin that needs more of its node, such as a process of its own.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_here(programs: Programs, config: Map<String, Value>) -> Result<Vec<Row>> {
+    let plugin = config.get("type").and_then(Value::as_str).context("the configuration has no type")?;
+    let version = Version::NEWEST;
+    let ipam = config.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
+    let ipam = ipam.map(str::to_owned);
+    let mut subject = Subject { plugin: plugin.to_owned(), programs, config, version, cannot_add: None };
+    let mut supported = subject.versions(&subject.plugin)?;
+    if let Some(known) = ipam.and_then(|ipam| subject.versions(&ipam).ok()) {
+        // The plugin hands its configuration on: a version has to suit both.
+        supported.retain(|version| known.contains(version));
+    }
+    subject.version = supported.last().copied().unwrap_or(Version::OLDEST);
+    let trial = Attachment::new("c-trial")?;
+    subject.cannot_add = subject.add(&trial).err().map(|error| format!("with this configuration {error:#}"));
+    // Its failure is the finding of a check.
+    let _ = subject.call("DEL", &trial, &json!({}))?;
+    let asked = checks::ALL.iter().map(|(check, clause, ask)| {
+        let verdict = match ask(&subject, &supported) {
+            Ok(verdict) => verdict,
+            Err(error) => Verdict::Failed(format!("{error:#}")),
+        };
+        Row { check, clause, verdict }
+    });
+    Ok(asked.collect())
 }
 
 /// The plugin that is tried.

@@ -3,6 +3,7 @@
 
 mod addresses {
     mod cases;
+    mod conformance;
     mod kill_points;
     mod node;
     mod runtime;

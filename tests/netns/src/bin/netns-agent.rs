@@ -79,7 +79,8 @@ async fn start(directory: &Path) -> Result<Arc<Node>> {
         report,
         notices,
     });
-    store.change(know);
+    let wide = directory.join("wide").exists();
+    store.change(|objects| know(objects, wide));
     Watch::ALL.into_iter().for_each(|watch| store.listed(watch));
     tokio::spawn(engine.run());
     tokio::spawn(cni::serve(listener, node.clone()));
@@ -104,12 +105,14 @@ fn answer(node: &Node, lines: Lines<StdinLock<'static>>) -> Result<()> {
     Ok(())
 }
 
-fn know(objects: &mut NodeObjects) {
+/// Small blocks, so that a leaked address is missed soon; a file `wide` asks for larger ones.
+fn know(objects: &mut NodeObjects, wide: bool) {
     let address = NodeAddress { type_: "InternalIP".into(), address: NODE_ADDRESS.into() };
     let status = NodeStatus { addresses: Some(vec![address]), ..Default::default() };
     objects.nodes.insert(NODE.into(), ApiNode { status: Some(status), ..Default::default() });
-    add_pool(objects, "four", "10.1.0.0/16", "10.1.0.0/29");
-    add_pool(objects, "six", "fd00:1::/64", "fd00:1::/125");
+    let (four, six) = if wide { ("10.1.0.0/26", "fd00:1::/122") } else { ("10.1.0.0/29", "fd00:1::/125") };
+    add_pool(objects, "four", "10.1.0.0/16", four);
+    add_pool(objects, "six", "fd00:1::/64", six);
 }
 
 fn add_pool(objects: &mut NodeObjects, name: &str, cidr: &str, block: &str) {

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The specification's check on `isthmus-cni`, with its agent.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use isthmus_cni_conformance::{Row, Verdict, run_here};
+use isthmus_cni_kit::runtime::exec::Programs;
+use isthmus_testkit::Lab;
+use serde_json::{Map, Value};
+
+use super::node::Node;
+
+/// The plugin that goes into the image: what cargo builds beside the tests.
+fn plugin() -> PathBuf {
+    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "isthmus-cni"]).status();
+    assert!(built.is_ok_and(|status| status.success()), "cargo builds isthmus-cni");
+    Path::new(env!("CARGO_BIN_EXE_netns-agent")).with_file_name("isthmus-cni")
+}
+
+#[test]
+fn isthmus_cni_passes_every_check_but_that_it_answers_an_add_that_is_repeated() {
+    let Some(lab) = Lab::new("conformance") else { return };
+    let node = Node::new(&lab);
+    fs::write(node.path("wide"), "").unwrap();
+    let _agent = node.started_agent();
+    let bin = node.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\nISTHMUS_CNI_SOCKET={} exec {}\n",
+        node.path("run/cni.sock").display(),
+        plugin().display()
+    );
+    fs::write(bin.join("isthmus-cni"), script).unwrap();
+    fs::set_permissions(bin.join("isthmus-cni"), fs::Permissions::from_mode(0o755)).unwrap();
+    let config: Map<String, Value> =
+        serde_json::from_str(r#"{"cniVersion":"1.1.0","name":"isthmus","type":"isthmus-cni"}"#).unwrap();
+    let programs = Programs { path: vec![bin], deadline: Duration::from_secs(60) };
+    let rows = node.namespace.run(move || run_here(programs, config)).unwrap();
+    let wrong: Vec<&Row> = rows.iter().filter(|row| row.verdict != Verdict::Passed).collect();
+    // A runtime that lost the answer to ADD, since the agent was killed, may ask again: it is told what the container has.
+    let again = |row: &&Row| row.check == "ADD for an interface that is there is an error";
+    assert!(wrong.iter().all(again) && wrong.len() == 1, "{wrong:#?}");
+}
