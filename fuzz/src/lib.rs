@@ -46,6 +46,7 @@ pub const TARGETS: &[(&str, Run)] = &[
     ("root-key", targets::root_key::run),
     ("wg-datagrams", targets::wg_datagrams::run),
     ("wg-packets", targets::wg_packets::run),
+    ("wg-uapi", targets::wg_uapi::run),
 ];
 
 /// The inputs to begin with of each target, in the order of [`TARGETS`]. `cargo run -p isthmus-fuzz --example corpus` writes them.
@@ -72,6 +73,7 @@ pub const SEEDS: &[(&str, Seeds)] = &[
     ("root-key", targets::root_key::seeds),
     ("wg-datagrams", targets::wg_datagrams::seeds),
     ("wg-packets", targets::wg_packets::seeds),
+    ("wg-uapi", targets::wg_uapi::seeds),
 ];
 
 /// The target of this name.

@@ -26,6 +26,7 @@ pub(crate) mod root_key;
 mod tunnels;
 pub(crate) mod wg_datagrams;
 pub(crate) mod wg_packets;
+pub(crate) mod wg_uapi;
 
 /// A folder for a file that is read again at once: in memory, where the machine has such a place.
 fn folder() -> tempfile::TempDir {
