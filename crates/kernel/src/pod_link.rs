@@ -3,6 +3,7 @@
 //!
 //! Nothing is moved between namespaces and no table is read: a move waits for grace periods of the kernel.
 
+mod leaving;
 mod messages;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::link::{self, POD_ALIAS};
 use crate::table::link_index;
 use crate::wire::{Refusal, Request, Wire};
 use crate::{addr, netns, sysctl};
+use leaving::Leaving;
 
 /// Bytes of a [`PodLink::alias`]: the kernel takes 255 (IFALIASZ), `isthmus:pod:` before it included.
 pub const POD_ALIAS_MAX: usize = 240;
@@ -113,6 +115,7 @@ pub enum PodLinkError {
 pub struct PodLinks {
     host_ns: File,
     host: Mutex<Wire>,
+    leaving: Leaving,
 }
 
 impl PodLinks {
@@ -125,7 +128,8 @@ impl PodLinks {
     pub fn open_in(path: &Path) -> io::Result<Self> {
         let host_ns = File::open(path)?;
         let host = netns::run(path, Wire::open_route)??;
-        Ok(Self { host_ns, host: Mutex::new(host) })
+        let leaving = Leaving::new(netns::run(path, Wire::open_route)??);
+        Ok(Self { host_ns, host: Mutex::new(host), leaving })
     }
 
     /// Makes the link: when this returns, both ends are up and the pod has its addresses and default routes.
@@ -140,11 +144,7 @@ impl PodLinks {
 
     /// Removes the link by its host end. Returns whether there was one.
     pub fn del(&self, host_link: &LinkName) -> Result<bool, PodLinkError> {
-        match self.on_host(|wire| wire.execute_one(messages::delete(host_link)))? {
-            Ok(()) => Ok(true),
-            Err(refusal) if refusal.is_absent() => Ok(false),
-            Err(refusal) => Err(refused("remove the link", &refusal)),
-        }
+        self.leaving.delete(host_link)
     }
 
     /// Brings the host end back to what `add` made of it, after someone took it down. A missing host end cannot be

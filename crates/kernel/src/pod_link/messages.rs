@@ -41,6 +41,21 @@ pub(super) fn delete(host_link: &LinkName) -> Request {
     Request::route(&RouteNetlinkMessage::DelLink(message), 0)
 }
 
+/// Puts a link into a group of links.
+pub(super) fn mark(link: &LinkName, group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(link.to_string()));
+    message.attributes.push(LinkAttribute::Group(group));
+    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Deletes all links of a group at once.
+pub(super) fn delete_group(group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(group));
+    Request::route(&RouteNetlinkMessage::DelLink(message), 0)
+}
+
 /// The pod's Ethernet address: the wanted one, or one made from its first address (locally administered).
 pub(super) fn pod_mac(wanted: &PodLink) -> MacAddress {
     let made = || {

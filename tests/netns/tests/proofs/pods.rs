@@ -213,3 +213,26 @@ async fn a_pod_whose_namespace_ends_leaves_no_link() {
     let failed: Vec<&String> = outcomes.failed.values().collect();
     assert!(failed.iter().all(|error| error.contains("does not exist")), "{failed:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_go_at_the_same_time_go_together_and_take_no_other_along() {
+    let Some(lab) = Lab::new("leaving") else { return };
+    let node = Node::new(&lab, "node");
+    let pods: Vec<_> = (0..12).map(|_| lab.namespace("pod")).collect();
+    let wanted: Vec<_> = pods.iter().zip(1..).map(|(pod, number)| pod_link(pod, number)).collect();
+    for link in &wanted {
+        node.links.add(link).unwrap();
+    }
+    let (going, staying) = wanted.split_at(10);
+    let never: isthmus_model::ids::LinkName = "ist0000000000ff".parse().unwrap();
+    let deleted: Vec<bool> = std::thread::scope(|scope| {
+        let names = going.iter().map(|link| &link.host_link).chain([&never]);
+        let calls: Vec<_> = names.map(|name| scope.spawn(|| node.links.del(name).unwrap())).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    assert_eq!(deleted, [vec![true; 10], vec![false]].concat());
+    let left: Vec<_> = node.links.list().unwrap().into_keys().collect();
+    assert_eq!(left, staying.iter().map(|link| link.host_link.clone()).collect::<Vec<_>>());
+    assert!(!node.links.del(&going[0].host_link).unwrap());
+    assert!(pods[0].sh("ip -o link").lines().all(|line| !line.contains("eth0")));
+}
