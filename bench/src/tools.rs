@@ -39,7 +39,7 @@ pub(crate) fn ours(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// boringtun-cli as crates.io has it.
+/// boringtun-cli as it is published.
 pub(crate) fn boringtun_cli(places: &Places) -> Result<PathBuf> {
     let key = Key::of("boringtun-cli", 1).with("version", BORINGTUN_VERSION).finish();
     let folder = Cache::at(&places.cache).entry("boringtun-cli", &key, |folder| {
