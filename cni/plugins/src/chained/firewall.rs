@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use super::own_ips;
 use crate::failure::invalid;
 use crate::net::{Net, pod};
-use crate::nft::{self, Chain, apply, family_of};
+use crate::nft::{self, Chain, apply, family_of, link_word};
 use crate::owner;
 
 const TABLE: &str = "isthmus_firewall";
@@ -110,7 +110,7 @@ struct Rules {
     lines: String,
 }
 
-/// Bridge and port of the pod, by name, as far as it has them.
+/// Bridge and port of the pod, as words of nft, as far as it has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Place {
     bridge: Option<String>,
@@ -126,7 +126,7 @@ impl Rules {
             rules.let_through.push(format!("{family} daddr {ip} ct state established,related accept"));
             match (policy, &place.bridge) {
                 (IngressPolicy::SameBridge, Some(bridge)) => rules.kept_out.push(format!(
-                    "{family} daddr {ip} iifname != \"{bridge}\" iifname @bridges ct state new counter drop"
+                    "{family} daddr {ip} iifname != {bridge} iifname @bridges ct state new counter drop"
                 )),
                 (IngressPolicy::Isolated, _) => rules
                     .kept_out
@@ -135,10 +135,10 @@ impl Rules {
             }
         }
         if policy == IngressPolicy::Isolated {
-            rules.bridged.extend(place.port.iter().map(|port| format!("oifname \"{port}\" counter drop")));
+            rules.bridged.extend(place.port.iter().map(|port| format!("oifname {port} counter drop")));
         }
         if let (true, Some(bridge)) = (policy != IngressPolicy::Open, &place.bridge) {
-            rules.lines = format!("add element inet {TABLE} bridges {{ \"{bridge}\" }}\n");
+            rules.lines = format!("add element inet {TABLE} bridges {{ {bridge} }}\n");
         }
         rules
     }
@@ -149,8 +149,8 @@ fn place(result: &AddResult) -> Result<Place, Error> {
     let mut place = Place::default();
     for one in result.interfaces.iter().filter(|one| one.sandbox.is_empty()) {
         match host.link(&one.name)? {
-            Some(link) if link.is(&InfoKind::Bridge) => place.bridge = Some(link.name),
-            Some(link) if link.is(&InfoKind::Veth) => place.port = Some(link.name),
+            Some(link) if link.is(&InfoKind::Bridge) => place.bridge = Some(link_word(&link.name)?),
+            Some(link) if link.is(&InfoKind::Veth) => place.port = Some(link_word(&link.name)?),
             _ => {}
         }
     }
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_isolated_pod_is_kept_from_pods_of_other_bridges_and_of_its_own() {
-        let place = Place { bridge: Some("cni0".to_owned()), port: Some("veth1".to_owned()) };
+        let place = Place { bridge: Some("\"cni0\"".to_owned()), port: Some("\"veth1\"".to_owned()) };
         let ips = ["10.0.0.2".parse().unwrap()];
         let rules = Rules::of(IngressPolicy::Isolated, &ips, &place);
         assert_eq!(rules.kept_out, ["ip daddr 10.0.0.2 iifname @bridges ct state new counter drop"]);

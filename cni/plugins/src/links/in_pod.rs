@@ -39,14 +39,16 @@ pub(crate) struct InPod<K>(pub(crate) K);
 
 impl<K: Kind> InPod<K> {
     fn build(&self, request: &Request, netns: &File, mut result: AddResult) -> Result<AddResult, Error> {
-        self.0.make(request, netns)?;
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let made = pod::set_up(request, &result, pod::SetUp::default());
-        let link = made.inspect_err(|_| {
-            // The first error is the one to tell.
-            let _ = delete(request);
+        let made = self.0.make(request, netns);
+        let made = made.and_then(|()| pod::set_up(request, &result, pod::SetUp::default()));
+        let link = made.inspect_err(|error| {
+            // One that somebody else made meanwhile is not ours to delete. The first error is the one to tell.
+            if error.code != failure::EXISTS {
+                let _ = delete(request);
+            }
         })?;
         result.interfaces = vec![pod::interface(&link, &pod::sandbox(request))];
         Ok(result)

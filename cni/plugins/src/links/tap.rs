@@ -128,8 +128,7 @@ impl Kind for Tap {
         if changes.is_empty() {
             return Ok(());
         }
-        let set = net.execute("set up the tap device", &[change_link(link.index, changes)]);
-        set.inspect_err(|_| drop(net.delete(&request.ifname)))
+        net.execute("set up the tap device", &[change_link(link.index, changes)])
     }
 
     fn check(&self, request: &Request, link: &Link) -> Result<(), Error> {

@@ -159,7 +159,28 @@ pub(crate) fn apply(lines: &str) -> Result<(), Error> {
     written.map_err(|error| failure::io(PROGRAM, &error))
 }
 
+/// A link's name as a word of nft. Code 7 for one that could end the word: the kernel allows quotation marks.
+pub(crate) fn link_word(name: &str) -> Result<String, Error> {
+    match name.contains(['"', '\\']) || name.chars().any(char::is_control) {
+        true => Err(failure::invalid(format!("the interface name {name:?} cannot stand in a rule of nft"))),
+        false => Ok(format!("\"{name}\"")),
+    }
+}
+
 /// `ip` or `ip6`.
 pub(crate) fn family_of(address: std::net::IpAddr) -> &'static str {
     if address.is_ipv6() { "ip6" } else { "ip" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_links_name_that_could_end_a_rule_is_refused() {
+        assert_eq!(link_word("veth1.2-x"), Ok("\"veth1.2-x\"".to_owned()));
+        for bad in ["a\"b", "a\\", "a\nb"] {
+            assert_eq!(link_word(bad).map_err(|error| error.code), Err(7), "{bad:?}");
+        }
+    }
 }

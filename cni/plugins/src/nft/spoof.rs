@@ -4,7 +4,7 @@
 use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::Request;
 
-use super::{Chain, apply};
+use super::{Chain, apply, link_word};
 use crate::owner;
 
 const CHAIN: Chain = Chain {
@@ -21,7 +21,7 @@ fn wanted(request: &Request) -> bool {
 /// Replaces the attachment's rule.
 pub(crate) fn add(request: &Request, port: &str, mac: &str) -> Result<(), Error> {
     delete(request)?;
-    let rule = format!("iifname \"{port}\" ether saddr != {mac} counter drop");
+    let rule = format!("iifname {} ether saddr != {mac} counter drop", link_word(port)?);
     apply(&(CHAIN.ensure() + &CHAIN.rule(&rule, &owner::key(request))))
 }
 
