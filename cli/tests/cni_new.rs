@@ -13,6 +13,8 @@ use serde_json::Value;
 
 /// The Go project's plugins, as Debian packages them.
 const PLUGINS: &str = "/usr/lib/cni";
+/// Where the template's configuration for the check keeps addresses.
+const LEASES: &str = "/tmp/ferry-conformance";
 const ISTHMUS: &str = env!("CARGO_BIN_EXE_isthmus");
 
 fn workspace() -> PathBuf {
@@ -98,7 +100,7 @@ fn what_is_written_builds_passes_its_own_tests_and_the_conformance_check() {
     succeeds(cargo().arg("build").current_dir(&dir));
 
     let config = fs::read_to_string(dir.join("conformance.conf")).unwrap();
-    let config = config.replace("/tmp/ferry-conformance", place.path().join("leases").to_str().unwrap());
+    let config = config.replace(LEASES, place.path().join("leases").to_str().unwrap());
     fs::write(dir.join("conformance.conf"), &config).unwrap();
     let path = format!("{}:{PLUGINS}", built().join("debug").display());
     let (failed, skipped) = conformance(&dir.join("conformance.conf"), &path);
@@ -131,7 +133,6 @@ fn every_command_of_the_chapter_for_plugin_authors_works_in_its_order() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // Outside /tmp, which the commands get for themselves.
     let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| place.path().join(name);
     for dir in ["home", "bin"] {
@@ -147,9 +148,14 @@ fn every_command_of_the_chapter_for_plugin_authors_works_in_its_order() {
 
     let chapter = fs::read_to_string(workspace().join("docs/src/write-a-plugin.md")).unwrap();
     let mut script = String::from("set -eux\nip link set lo up\n");
-    script.push_str(
-        "for dir in /tmp /run /var/lib; do mount -t tmpfs none $dir; done\nmkdir /tmp/work\ncd /tmp/work\n",
+    // No more than what the commands write to: the checkout or cargo's home may lie below /tmp or /var/lib.
+    let own = format!(
+        "for dir in {LEASES} /run/netns /var/lib/cni; do mkdir -p $dir; mount -t tmpfs none $dir; done\n"
     );
+    script.push_str(&own);
+    // Below the checkout the new crate would be taken for a part of it.
+    let work = tempfile::tempdir().unwrap();
+    script.push_str(&format!("cd {}\n", work.path().display()));
     for (number, (language, text)) in blocks(&chapter, &["sh", "diff"]).into_iter().enumerate() {
         if language == "sh" {
             script.push_str(text);
@@ -171,6 +177,8 @@ fn every_command_of_the_chapter_for_plugin_authors_works_in_its_order() {
     run.env("CARGO", std::env::var_os("CARGO").unwrap_or("cargo".into())).env("CARGO_NET_OFFLINE", "true");
     run.env("HOME", at("home")).env("PATH", path).env("BUILT", built());
     let output = run.output().unwrap();
+    // The mount point; it is empty, or not ours.
+    let _ = fs::remove_dir(LEASES);
     let all = said(&output);
     assert!(output.status.success(), "{all}");
     assert_eq!(all.matches("checks, 0 failed").count(), 2, "{all}");
