@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("isthmus-mesh", &["isthmus-model"]),
     ("isthmus-mesh-link", &["isthmus-mesh", "isthmus-model"]),
     ("isthmus-wg", &["isthmus-model"]),
+    ("isthmus-wg-device", &["isthmus-model", "isthmus-packet-io", "isthmus-wg", "isthmus-wg-uapi"]),
     ("isthmus-compiler", &["isthmus-model"]),
     (
         "isthmus-intake",
@@ -23,7 +24,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("isthmus-planner", &["isthmus-api", "isthmus-mesh", "isthmus-model"]),
     ("isthmus-kernel", &["isthmus-delta", "isthmus-model", "isthmus-netlink"]),
-    ("isthmus-dataplane", &["isthmus-model", "isthmus-packet-io", "isthmus-wg", "isthmus-wg-kernel"]),
+    (
+        "isthmus-dataplane",
+        &["isthmus-model", "isthmus-packet-io", "isthmus-wg", "isthmus-wg-device", "isthmus-wg-kernel"],
+    ),
     ("isthmus-cni", &[]),
     ("isthmus-cni-kit", &[]),
     ("isthmus-cni-conformance", &["isthmus-cni-kit"]),

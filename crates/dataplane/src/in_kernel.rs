@@ -20,12 +20,12 @@ use isthmus_wg::accept;
 use isthmus_wg_kernel::{Change, Device, WireGuard};
 use nix::poll::{PollFd, PollFlags, poll};
 
-use crate::bell::{Ear, bell, sleep_until};
 use crate::board::Board;
 use crate::keys::KeyStore;
 use crate::packets::devices::{MTU_BYTES, is_tunnel_name};
 use crate::packets::{Command, PacketThread};
 use crate::rotation::Rotation;
+use isthmus_wg_device::{Ear, bell, sleep_until};
 use plan::{Wanted, is_alive, peer_change, ports};
 
 /// How often it is looked whether somebody has deleted a device.

@@ -6,7 +6,6 @@
 //! Three kinds of threads: one carries packets and owns the engine, so that no packet takes a lock; one runs the probes; and each
 //! connection of an agent has a pair. They meet on the board ([`board`]), where what was measured is posted.
 
-mod bell;
 mod board;
 pub mod client;
 mod control;

@@ -13,5 +13,5 @@ mod udp;
 pub use descriptor::{receive_byte, send_byte};
 pub use offload::{Outgoing, Run};
 pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
-pub use tun::{READ_BYTES, Tun};
+pub use tun::{Lifetime, READ_BYTES, Tun};
 pub use udp::{ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};

@@ -12,6 +12,15 @@ use crate::offload::{HEADER_BYTES, Outgoing, Run};
 /// The least size of the buffer for [`Tun::read`]: the longest packet and the header before it.
 pub const READ_BYTES: usize = HEADER_BYTES + 65535;
 
+/// How long a device is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until it is removed, whichever process serves it.
+    Persistent,
+    /// Until this process ends, unless it was persistent before.
+    Process,
+}
+
 /// A TUN device that this process serves.
 #[derive(Debug)]
 pub struct Tun {
@@ -20,12 +29,12 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Takes the device of this name into service, making it if it is not there. It stays when the process ends.
+    /// Takes the device of this name into service, making it if it is not there.
     /// A device that is made here gets `mtu_bytes`; one that was there keeps its own.
     ///
     /// # Errors
     /// `/dev/net/tun` is missing or may not be used, or the device is served by another process (EBUSY).
-    pub fn open(name: &str, mtu_bytes: u16) -> io::Result<Self> {
+    pub fn open(name: &str, mtu_bytes: u16, lifetime: Lifetime) -> io::Result<Self> {
         let existed = nix::net::if_::if_nametoindex(name).is_ok();
         let file = OpenOptions::new()
             .read(true)
@@ -39,8 +48,10 @@ impl Tun {
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
         check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
             .map_err(|error| explain(&error, &format!("serve the TUN device {name}")))?;
-        // SAFETY: TUNSETPERSIST takes an integer and no pointer.
-        check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) })?;
+        if lifetime == Lifetime::Persistent {
+            // SAFETY: TUNSETPERSIST takes an integer and no pointer.
+            check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) })?;
+        }
         let tun = Self { device, name: name.to_owned() };
         tun.take_over_offload()?;
         if !existed {

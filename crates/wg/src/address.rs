@@ -3,8 +3,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
-
 /// The destination of an IP packet, if it is one.
 pub(crate) fn destination(packet: &[u8]) -> Option<IpAddr> {
     match packet.first()? >> 4 {
@@ -12,11 +10,6 @@ pub(crate) fn destination(packet: &[u8]) -> Option<IpAddr> {
         6 if packet.len() >= 40 => Some(Ipv6Addr::from(octets::<16>(packet, 24)?).into()),
         _ => None,
     }
-}
-
-/// Whether one of the prefixes holds the address.
-pub(crate) fn within(prefixes: &[IpNet], address: IpAddr) -> bool {
-    prefixes.iter().any(|prefix| prefix.contains(&address))
 }
 
 fn octets<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The engine: every tunnel of a node behind one port.
+//! The engine: every peer of every device behind one port.
 
-mod configure;
+mod peers;
 mod timers;
+mod tunnels;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -12,25 +13,28 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use isthmus_model::dataplane::KeySlot;
-use isthmus_model::ids::LinkName;
+use slab::Slab;
 
-use crate::address::{destination, within};
-use crate::key::{PrivateKey, PublicKey};
-use crate::tunnel::{OwnKey, TunnelEntry};
+use crate::address::destination;
+use crate::allowed::AllowedIps;
+use crate::key::PublicKey;
+use crate::peer::{OwnKey, Peer, PeerId};
+
+pub use tunnels::TunnelFacts;
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Packets up to here are padded to 16 bytes (WireGuard paper, 5.4.6); larger ones could exceed the path by it.
 const PADDED_UP_TO: usize = 1280;
 
-/// Of a session's index, what is the tunnel's.
+/// Of a session's index, what is the peer's.
 const INDEX_MASK: u32 = 0x00ff_ffff;
 
-/// A tunnel within one engine; never used again for another.
+/// A device within one engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TunnelId(u32);
+pub struct DeviceId(u32);
 
-impl TunnelId {
+impl DeviceId {
     /// As a number, for an event loop that needs one.
     pub fn number(self) -> u32 {
         self.0
@@ -49,10 +53,10 @@ pub enum Action<'b> {
         /// What.
         datagram: &'b [u8],
     },
-    /// Write the packet to the tunnel's device.
+    /// Write the packet to the device.
     Deliver {
-        /// Whose device.
-        tunnel: TunnelId,
+        /// Which device.
+        device: DeviceId,
         /// An IP packet, its source checked.
         packet: &'b [u8],
     },
@@ -65,9 +69,9 @@ pub enum Action<'b> {
 pub enum Drop {
     /// Not a message of the protocol, not an IP packet.
     Malformed,
-    /// Nobody that we have a tunnel to, or the tunnel is gone.
+    /// Nobody that we know, or the device is gone.
     Unknown,
-    /// The inner source (inbound) or destination (outbound) is not allowed for the tunnel.
+    /// The inner source (inbound) or destination (outbound) is not allowed for the peer.
     NotAllowed,
     /// A message authentication code, a signature of the time, or a tag is wrong.
     Forged,
@@ -77,82 +81,96 @@ pub enum Drop {
     NoEndpoint,
 }
 
-/// What is known of a tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TunnelFacts {
-    /// Its name.
-    pub name: LinkName,
+/// What is known of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerFacts {
     /// Where packets go now.
     pub endpoint: Option<SocketAddr>,
     /// Time since the last completed handshake, while a session is there.
     pub since_handshake: Option<Duration>,
+    /// When the last handshake was completed, also of a session that is over.
+    pub handshake: Option<Instant>,
     /// Bytes of inner packets received.
     pub received_bytes: u64,
     /// Bytes of inner packets sent.
     pub sent_bytes: u64,
 }
 
-/// Every tunnel of a node. Not shared between threads: whoever owns it calls it.
+/// A device: what leads out of it.
+struct Device {
+    /// Which of our keys its peers know.
+    slot: KeySlot,
+    /// Sessions are asked for whether or not there is something to send.
+    eager: bool,
+    allowed: AllowedIps,
+}
+
+/// Every device of a process and every peer. Not shared between threads: whoever owns it calls it.
 pub struct Engine {
-    /// Ours: one, or two while the key rotates.
+    /// Ours: none yet, one, or two while the key rotates.
     own: BTreeMap<KeySlot, OwnKey>,
-    tunnels: BTreeMap<TunnelId, TunnelEntry>,
-    /// Tunnels by the upper part of their session indices.
-    indices: BTreeMap<u32, TunnelId>,
-    /// Tunnels whose queue of waiting packets can go out.
-    flushable: VecDeque<TunnelId>,
-    /// Tunnels whose timers are to be looked at in this tick.
-    due: VecDeque<TunnelId>,
+    devices: BTreeMap<DeviceId, Device>,
+    peers: Slab<Peer>,
+    /// Peers by the key of ours that they know and by their own.
+    by_key: BTreeMap<(KeySlot, PublicKey), PeerId>,
+    /// Peers by the upper part of their session indices.
+    indices: HashMap<u32, PeerId>,
+    /// What was asked of them last: messages of one session follow one another.
+    last_index: Option<(u32, PeerId)>,
+    /// Peers whose queue of waiting packets can go out.
+    flushable: VecDeque<PeerId>,
+    /// Peers whose timers are to be looked at in this tick.
+    due: VecDeque<PeerId>,
+    /// Devices by name, each with one peer.
+    tunnels: tunnels::Tunnels,
     next_tick: Instant,
     next_index: u32,
-    next_id: u32,
+    next_device: u32,
 }
 
 impl Engine {
-    /// An engine without tunnels, with a key in the first slot. `first_index` should be random, so that the indices on the
-    /// wire say nothing.
-    pub fn new(key: PrivateKey, first_index: u32, now: Instant) -> Self {
+    /// An engine without keys, devices or peers. `first_index` should be random, so that the indices on the wire say nothing.
+    pub fn new(first_index: u32, now: Instant) -> Self {
         Self {
-            own: BTreeMap::from([(KeySlot::First, OwnKey::new(key))]),
-            tunnels: BTreeMap::new(),
-            indices: BTreeMap::new(),
+            own: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            peers: Slab::new(),
+            by_key: BTreeMap::new(),
+            indices: HashMap::new(),
+            last_index: None,
             flushable: VecDeque::new(),
             due: VecDeque::new(),
+            tunnels: tunnels::Tunnels::default(),
             next_tick: now + TICK,
             next_index: first_index & INDEX_MASK,
-            next_id: 0,
+            next_device: 0,
         }
     }
 
-    /// The tunnel of this name.
-    pub fn id_of(&self, name: &LinkName) -> Option<TunnelId> {
-        self.tunnels.iter().find(|(_, tunnel)| tunnel.name == *name).map(|(id, _)| *id)
-    }
-
-    /// Takes an IP packet from the tunnel's device. `buffer` holds it and [`crate::OVERHEAD_BYTES`] more, padding included
+    /// Takes an IP packet from the device. `buffer` holds it and [`crate::OVERHEAD_BYTES`] more, padding included
     /// (16 bytes), and at least [`crate::MESSAGE_BYTES`].
     pub fn handle_packet<'b>(
         &mut self,
-        id: TunnelId,
+        device: DeviceId,
         packet: &[u8],
         buffer: &'b mut [u8],
         now: Instant,
     ) -> Action<'b> {
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return Action::Dropped(Drop::Unknown) };
+        let Some(device) = self.devices.get_mut(&device) else { return Action::Dropped(Drop::Unknown) };
         let Some(to) = destination(packet) else { return Action::Dropped(Drop::Malformed) };
-        if !within(&tunnel.allowed, to) {
-            return Action::Dropped(Drop::NotAllowed);
-        }
-        let Some(endpoint) = tunnel.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
-        tunnel.sent_bytes += packet.len() as u64;
-        tunnel.last_sent = now;
+        let known = device.allowed.peer_of(to).and_then(|id| self.peers.get_mut(id.0 as usize));
+        let Some(peer) = known else { return Action::Dropped(Drop::NotAllowed) };
+        let Some(endpoint) = peer.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
+        peer.sent_bytes += packet.len() as u64;
+        peer.last_sent = now;
+        let tunn = &mut peer.sender().tunn;
         let padded_len = packet.len().next_multiple_of(16);
         let result = if padded_len <= PADDED_UP_TO && padded_len != packet.len() {
             let mut padded = [0; PADDED_UP_TO];
             padded[..packet.len()].copy_from_slice(packet);
-            tunnel.tunn.encapsulate(&padded[..padded_len], buffer)
+            tunn.encapsulate(&padded[..padded_len], buffer)
         } else {
-            tunnel.tunn.encapsulate(packet, buffer)
+            tunn.encapsulate(packet, buffer)
         };
         match result {
             TunnResult::WriteToNetwork(datagram) => Action::Send { to: endpoint, datagram },
@@ -167,6 +185,7 @@ impl Engine {
         from: SocketAddr,
         datagram: &[u8],
         buffer: &'b mut [u8],
+        now: Instant,
     ) -> Action<'b> {
         let message = match Tunn::parse_incoming_packet(datagram) {
             Ok(message) => message,
@@ -174,27 +193,14 @@ impl Engine {
         };
         match message {
             Packet::HandshakeInit(_) => self.handle_initiation(from, datagram, buffer),
-            Packet::HandshakeResponse(p) => self.handle_session(p.receiver_idx, true, from, datagram, buffer),
-            Packet::PacketCookieReply(p) => {
-                self.handle_session(p.receiver_idx, false, from, datagram, buffer)
+            Packet::HandshakeResponse(p) => {
+                self.handle_session((p.receiver_idx, true), from, datagram, buffer, now)
             }
-            Packet::PacketData(p) => self.handle_session(p.receiver_idx, true, from, datagram, buffer),
+            Packet::PacketCookieReply(p) => {
+                self.handle_session((p.receiver_idx, false), from, datagram, buffer, now)
+            }
+            Packet::PacketData(p) => self.handle_session((p.receiver_idx, true), from, datagram, buffer, now),
         }
-    }
-
-    /// What is known of each tunnel, by its identifier.
-    pub fn facts(&self) -> BTreeMap<TunnelId, TunnelFacts> {
-        let facts = self.tunnels.iter().map(|(id, entry)| {
-            let facts = TunnelFacts {
-                name: entry.name.clone(),
-                endpoint: entry.endpoint,
-                since_handshake: entry.tunn.time_since_last_handshake(),
-                received_bytes: entry.received_bytes,
-                sent_bytes: entry.sent_bytes,
-            };
-            (*id, facts)
-        });
-        facts.collect()
     }
 
     fn handle_initiation<'b>(
@@ -223,14 +229,12 @@ impl Engine {
             }
         }
         let Some((slot, peer)) = found else { return Action::Dropped(Drop::Forged) };
-        let mut tunnels = self.tunnels.values_mut();
-        let Some(tunnel) = tunnels.find(|tunnel| tunnel.key_slot == slot && tunnel.peer == peer) else {
-            return Action::Dropped(Drop::Unknown);
-        };
-        match tunnel.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+        let known = self.by_key.get(&(slot, peer)).and_then(|id| self.peers.get_mut(id.0 as usize));
+        let Some(peer) = known else { return Action::Dropped(Drop::Unknown) };
+        match peer.sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::WriteToNetwork(datagram) => {
                 // A known endpoint stays: an initiation can be a recording. What follows in the session moves it.
-                tunnel.endpoint.get_or_insert(from);
+                peer.endpoint.get_or_insert(from);
                 Action::Send { to: from, datagram }
             }
             TunnResult::Err(error) => Action::Dropped(drop_reason(&error)),
@@ -240,38 +244,51 @@ impl Engine {
 
     fn handle_session<'b>(
         &mut self,
-        receiver: u32,
-        moves: bool,
+        (receiver, moves): (u32, bool),
         from: SocketAddr,
         datagram: &[u8],
         buffer: &'b mut [u8],
+        now: Instant,
     ) -> Action<'b> {
-        let known = self.indices.get(&(receiver >> 8)).and_then(|id| Some((*id, self.tunnels.get_mut(id)?)));
-        let Some((id, tunnel)) = known else { return Action::Dropped(Drop::Unknown) };
-        let (packet, source) = match tunnel.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+        let index = receiver >> 8;
+        let known = match self.last_index {
+            Some((last, id)) if last == index => Some(id),
+            _ => self.indices.get(&index).copied(),
+        };
+        self.last_index = known.map(|id| (index, id));
+        let known = known.and_then(|id| Some((id, self.peers.get_mut(id.0 as usize)?)));
+        let Some((id, peer)) = known else { return Action::Dropped(Drop::Unknown) };
+        let Some(sessions) = peer.receiver(index) else { return Action::Dropped(Drop::Unknown) };
+        let (packet, source) = match sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::Err(error) => return Action::Dropped(drop_reason(&error)),
             TunnResult::WriteToTunnelV4(packet, source) => (packet, Some(IpAddr::V4(source))),
             TunnResult::WriteToTunnelV6(packet, source) => (packet, Some(IpAddr::V6(source))),
             TunnResult::WriteToNetwork(reply) => (reply, None),
             TunnResult::Done => (&mut [][..], None),
         };
-        if !tunnel.ready && tunnel.refresh() {
+        if !peer.ready && peer.refresh(now) {
             self.flushable.push_back(id);
         }
         if moves {
-            tunnel.endpoint = Some(from);
+            peer.endpoint = Some(from);
         }
-        match source {
-            // The length in its header can be less than a header (the session hands over what that says).
-            Some(_) if destination(packet).is_none() => Action::Dropped(Drop::Malformed),
-            Some(source) if within(&tunnel.allowed, source) => {
-                tunnel.received_bytes += packet.len() as u64;
-                Action::Deliver { tunnel: id, packet }
-            }
-            Some(_) => Action::Dropped(Drop::NotAllowed),
-            None if packet.is_empty() => Action::Nothing,
-            None => Action::Send { to: from, datagram: packet },
+        let Some(source) = source else {
+            return if packet.is_empty() {
+                Action::Nothing
+            } else {
+                Action::Send { to: from, datagram: packet }
+            };
+        };
+        // The length in its header can be less than a header (the session hands over what that says).
+        if destination(packet).is_none() {
+            return Action::Dropped(Drop::Malformed);
         }
+        let Some(device) = self.devices.get_mut(&peer.device) else { return Action::Dropped(Drop::Unknown) };
+        if device.allowed.peer_of(source) != Some(id) {
+            return Action::Dropped(Drop::NotAllowed);
+        }
+        peer.received_bytes += packet.len() as u64;
+        Action::Deliver { device: peer.device, packet }
     }
 }
 

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A WireGuard engine without sockets or devices: datagrams and packets are handed in, what is to be sent or delivered comes out.
 //!
-//! One [`Engine`] serves every tunnel of a node over one UDP port. A tunnel leads to one remote gateway and has a device of its
-//! own. `handle_*` takes an event, [`Engine::poll_transmit`] gives what else is due, [`Engine::poll_timeout`] says when to come back.
-//! Time is an argument; only the session timers inside `boringtun` read the clock themselves.
+//! One [`Engine`] serves every device of a process over one UDP port. A device has any number of peers, each with networks of its
+//! own; the longest prefix says whose a packet is. `handle_*` takes an event, [`Engine::poll_transmit`] gives what else is due,
+//! [`Engine::poll_timeout`] says when to come back. Time is an argument; only the session timers inside `boringtun` read the clock
+//! themselves.
 
 mod accept;
 mod address;
+mod allowed;
 mod engine;
 mod key;
-mod tunnel;
+mod peer;
 
 #[cfg(test)]
 mod tests;
 
 pub use accept::{Refusal, accept};
-pub use engine::{Action, Drop, Engine, TunnelFacts, TunnelId};
-pub use key::{InvalidKey, PrivateKey, PublicKey};
+pub use engine::{Action, DeviceId, Drop, Engine, PeerFacts, TunnelFacts};
+pub use key::{InvalidKey, PresharedKey, PrivateKey, PublicKey};
+pub use peer::PeerConfig;
 
 /// Bytes that a tunnel adds to an inner packet, without IP and UDP headers: type, receiver, counter, tag.
 pub const OVERHEAD_BYTES: usize = 32;

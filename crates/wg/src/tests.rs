@@ -9,7 +9,7 @@ use isthmus_model::dataplane::{KeySlot, Tunnel};
 use isthmus_model::ids::LinkName;
 use proptest::prelude::*;
 
-use crate::{Action, Drop, Engine, PrivateKey, Refusal, TunnelId};
+use crate::{Action, DeviceId, Drop, Engine, PeerConfig, PresharedKey, PrivateKey, Refusal};
 
 const BUFFER: usize = 2048;
 
@@ -62,11 +62,12 @@ fn west_packet() -> Vec<u8> {
 
 impl Side {
     fn new(seed: u8, address: &str) -> Self {
-        let engine = Engine::new(key(seed), u32::from(seed) * 77, Instant::now());
+        let mut engine = Engine::new(u32::from(seed) * 77, Instant::now());
+        engine.set_keys([(KeySlot::First, key(seed))].into());
         Self { engine, address: address.parse().unwrap(), delivered: Vec::new(), dropped: Vec::new() }
     }
 
-    fn configure(&mut self, name: &str, tunnel: Tunnel) -> TunnelId {
+    fn configure(&mut self, name: &str, tunnel: Tunnel) -> DeviceId {
         let refusals = self.engine.configure(&BTreeMap::from([(link(name), tunnel)]), Instant::now());
         assert_eq!(refusals, []);
         self.engine.id_of(&link(name)).unwrap()
@@ -81,9 +82,9 @@ impl Side {
         }
     }
 
-    fn send(&mut self, id: TunnelId, packet: &[u8], wire: &mut Wire) {
+    fn send(&mut self, id: DeviceId, packet: &[u8], wire: &mut Wire) {
         let mut buffer = [0; BUFFER];
-        let mut engine = std::mem::replace(&mut self.engine, Engine::new(key(0), 0, Instant::now()));
+        let mut engine = std::mem::replace(&mut self.engine, Engine::new(0, Instant::now()));
         let action = engine.handle_packet(id, packet, &mut buffer, Instant::now());
         self.note(action, wire);
         self.engine = engine;
@@ -91,8 +92,8 @@ impl Side {
 
     fn receive(&mut self, from: SocketAddr, datagram: &[u8], wire: &mut Wire) {
         let mut buffer = [0; BUFFER];
-        let mut engine = std::mem::replace(&mut self.engine, Engine::new(key(0), 0, Instant::now()));
-        let action = engine.handle_datagram(from, datagram, &mut buffer);
+        let mut engine = std::mem::replace(&mut self.engine, Engine::new(0, Instant::now()));
+        let action = engine.handle_datagram(from, datagram, &mut buffer, Instant::now());
         self.note(action, wire);
         self.engine = engine;
         self.poll(wire, Instant::now());
@@ -125,7 +126,7 @@ fn settle(east: &mut Side, west: &mut Side, wire: &mut Wire) {
 }
 
 /// East knows where west is; west knows east only by key.
-fn pair() -> (Side, TunnelId, Side, TunnelId, Wire) {
+fn pair() -> (Side, DeviceId, Side, DeviceId, Wire) {
     let mut east = Side::new(1, "192.0.2.1:51820");
     let mut west = Side::new(2, "192.0.2.2:51820");
     let to_west = east.configure("iw-west", tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16"]));
@@ -376,6 +377,163 @@ fn a_keepalive_goes_out_when_nothing_else_did() {
     east.tick(&mut wire, later);
     assert_eq!(wire.len(), 1);
     assert_eq!((wire[0].2[0], wire[0].2.len()), (4, crate::OVERHEAD_BYTES));
+}
+
+/// A device that is configured peer by peer.
+fn device(side: &mut Side) -> DeviceId {
+    side.engine.add_device(KeySlot::First, false)
+}
+
+fn config(allowed: &[&str], preshared: Option<u8>) -> PeerConfig {
+    PeerConfig {
+        preshared: preshared.map(|seed| PresharedKey::from_bytes([seed; 32])),
+        allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
+        keepalive: None,
+    }
+}
+
+impl Side {
+    fn set(&mut self, device: DeviceId, peer: u8, config: PeerConfig, endpoint: Option<SocketAddr>) {
+        assert!(self.engine.set_peer(device, key(peer).public(), config, Instant::now()));
+        if let Some(endpoint) = endpoint {
+            self.engine.set_endpoint(device, key(peer).public(), endpoint);
+        }
+    }
+}
+
+/// Carries datagrams between any sides until nothing is on the way.
+fn settle_all(sides: &mut [&mut Side], wire: &mut Wire) {
+    while !wire.is_empty() {
+        for (from, to, datagram) in std::mem::take(wire) {
+            if let Some(side) = sides.iter_mut().find(|side| side.address == to) {
+                side.receive(from, &datagram, wire);
+            }
+        }
+    }
+}
+
+#[test]
+fn of_many_peers_of_a_device_the_one_with_the_longest_prefix_gets_the_packet() {
+    let mut hub = Side::new(1, "192.0.2.1:51820");
+    let (mut wide, mut narrow) = (Side::new(2, "192.0.2.2:51820"), Side::new(3, "192.0.2.3:51820"));
+    let at_hub = device(&mut hub);
+    hub.set(at_hub, 2, config(&["10.0.0.0/8"], None), Some(wide.address));
+    hub.set(at_hub, 3, config(&["10.2.0.0/16"], None), Some(narrow.address));
+    for side in [&mut wide, &mut narrow] {
+        let id = device(side);
+        side.set(id, 1, config(&["0.0.0.0/0"], None), None);
+    }
+    let mut wire = Wire::new();
+    let inside = |last| packet_v4([10, 1, 0, 5], last, 33);
+    hub.send(at_hub, &inside([10, 2, 0, 7]), &mut wire);
+    hub.send(at_hub, &inside([10, 3, 0, 7]), &mut wire);
+    settle_all(&mut [&mut hub, &mut wide, &mut narrow], &mut wire);
+    assert_eq!(
+        (&wide.delivered, &narrow.delivered),
+        (&vec![inside([10, 3, 0, 7])], &vec![inside([10, 2, 0, 7])])
+    );
+
+    // What one peer may send, another may not: its session does not make up for its source.
+    let from_wide = DeviceId::clone(&wide.engine.devices().next().unwrap());
+    wide.send(from_wide, &packet_v4([10, 2, 0, 7], [10, 1, 0, 5], 9), &mut wire);
+    settle_all(&mut [&mut hub, &mut wide, &mut narrow], &mut wire);
+    assert_eq!((hub.delivered.len(), hub.dropped.clone()), (0, vec![Drop::NotAllowed]));
+
+    // The network moves to the other peer, and so do its packets.
+    hub.set(at_hub, 2, config(&["10.0.0.0/8", "10.2.0.0/16"], None), None);
+    hub.set(at_hub, 3, config(&[], None), None);
+    hub.send(at_hub, &inside([10, 2, 0, 7]), &mut wire);
+    settle_all(&mut [&mut hub, &mut wide, &mut narrow], &mut wire);
+    assert_eq!((wide.delivered.len(), narrow.delivered.len()), (2, 1));
+    hub.engine.remove_peer(at_hub, key(2).public());
+    hub.send(at_hub, &inside([10, 2, 0, 7]), &mut wire);
+    assert_eq!((wire.len(), hub.dropped.last()), (0, Some(&Drop::NotAllowed)));
+}
+
+#[test]
+fn a_device_that_is_not_eager_is_silent_until_there_is_something_to_send() {
+    let (mut east, mut west) = (Side::new(1, "192.0.2.1:51820"), Side::new(2, "192.0.2.2:51820"));
+    let (to_west, to_east) = (device(&mut east), device(&mut west));
+    east.set(to_west, 2, config(&["10.2.0.0/16"], None), Some(west.address));
+    west.set(to_east, 1, config(&["10.1.0.0/16"], None), None);
+    let mut wire = Wire::new();
+    east.tick(&mut wire, Instant::now() + Duration::from_secs(1));
+    assert_eq!(wire.len(), 0);
+    east.send(to_west, &east_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(west.delivered, [east_packet()]);
+    let facts = east.engine.peer_facts(to_west, key(2).public()).unwrap();
+    assert!(facts.handshake.is_some() && facts.sent_bytes > 0, "{facts:?}");
+}
+
+#[test]
+fn a_pre_shared_key_that_only_one_side_has_makes_no_session() {
+    let (mut east, mut west) = (Side::new(1, "192.0.2.1:51820"), Side::new(2, "192.0.2.2:51820"));
+    let (to_west, to_east) = (device(&mut east), device(&mut west));
+    east.set(to_west, 2, config(&["10.2.0.0/16"], Some(9)), Some(west.address));
+    west.set(to_east, 1, config(&["10.1.0.0/16"], None), None);
+    let mut wire = Wire::new();
+    east.send(to_west, &east_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!((west.delivered.len(), east.dropped.clone()), (0, vec![Drop::Forged]));
+}
+
+#[test]
+fn a_pre_shared_key_changes_while_the_session_goes_on() {
+    let (mut east, mut west) = (Side::new(1, "192.0.2.1:51820"), Side::new(2, "192.0.2.2:51820"));
+    let (to_west, to_east) = (device(&mut east), device(&mut west));
+    let mut wire = Wire::new();
+    east.set(to_west, 2, config(&["10.2.0.0/16"], Some(9)), Some(west.address));
+    west.set(to_east, 1, config(&["10.1.0.0/16"], Some(9)), None);
+    let exchange = |east: &mut Side, west: &mut Side, wire: &mut Wire, times| {
+        east.send(to_west, &east_packet(), wire);
+        settle(east, west, wire);
+        west.send(to_east, &west_packet(), wire);
+        settle(east, west, wire);
+        assert_eq!((west.delivered.len(), east.delivered.len()), (times, times));
+    };
+    exchange(&mut east, &mut west, &mut wire, 1);
+    // East first: the new key reaches nobody yet, and packets go on under the old one.
+    east.set(to_west, 2, config(&["10.2.0.0/16"], Some(10)), None);
+    east.poll(&mut wire, Instant::now());
+    settle(&mut east, &mut west, &mut wire);
+    exchange(&mut east, &mut west, &mut wire, 2);
+    west.set(to_east, 1, config(&["10.1.0.0/16"], Some(10)), None);
+    exchange(&mut east, &mut west, &mut wire, 3);
+    exchange(&mut east, &mut west, &mut wire, 4);
+    for (side, device, peer) in [(&east, to_west, 2), (&west, to_east, 1)] {
+        let facts = side.engine.peer_facts(device, key(peer).public()).unwrap();
+        assert!(facts.since_handshake.is_some(), "{facts:?}");
+    }
+}
+
+#[test]
+fn of_a_thousand_peers_each_has_its_own_session_and_all_go_without_a_trace() {
+    let mut hub = Side::new(1, "192.0.2.1:51820");
+    let at_hub = device(&mut hub);
+    let mut wire = Wire::new();
+    for number in 0u16..1000 {
+        let [high, low] = number.to_be_bytes();
+        let mut seed = [7; 32];
+        seed[..2].copy_from_slice(&[high, low]);
+        let key_of_spoke = PrivateKey::from_bytes(seed);
+        let allowed = config(&[&format!("10.9.{high}.{low}/32")], None);
+        assert!(hub.engine.set_peer(at_hub, key_of_spoke.public(), allowed, Instant::now()));
+        // More initiations a second, and a cookie is asked for.
+        if number % 13 != 0 {
+            continue;
+        }
+        let mut spoke = Side::new(2, &format!("198.51.100.1:{}", 1000 + number));
+        spoke.engine.set_keys([(KeySlot::First, key_of_spoke)].into());
+        let id = device(&mut spoke);
+        spoke.set(id, 1, config(&["0.0.0.0/0"], None), Some(hub.address));
+        let packet = packet_v4([10, 9, high, low], [10, 1, 0, 5], 9);
+        spoke.send(id, &packet, &mut wire);
+        settle(&mut hub, &mut spoke, &mut wire);
+        assert_eq!(std::mem::take(&mut hub.delivered), [packet], "peer {number}");
+    }
+    hub.engine.remove_device(at_hub);
+    assert!(hub.engine.is_empty());
 }
 
 proptest! {

@@ -47,7 +47,8 @@ fn stays<T: DeserializeOwned + Serialize + PartialEq + Debug>(line: &[u8]) -> Op
 /// Each tunnel runs, or is refused by name.
 fn runs(config: &DataplaneConfig) {
     let now = Instant::now();
-    let mut engine = Engine::new(PrivateKey::from_bytes([1; 32]), 5, now);
+    let mut engine = Engine::new(5, now);
+    engine.set_keys([(KeySlot::First, PrivateKey::from_bytes([1; 32]))].into());
     for _ in 0..2 {
         let refusals = engine.configure(&config.tunnels, now);
         assert_eq!(refusals.len() + engine.facts().len(), config.tunnels.len());

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use isthmus_model::dataplane::{KeySlot, Tunnel};
-use isthmus_wg::{Action, Drop, Engine, MESSAGE_BYTES, OVERHEAD_BYTES, PrivateKey, TunnelFacts, TunnelId};
+use isthmus_wg::{Action, DeviceId, Drop, Engine, MESSAGE_BYTES, OVERHEAD_BYTES, PrivateKey, TunnelFacts};
 
 const EAST_KEY: [u8; 32] = [1; 32];
 const WEST_KEY: [u8; 32] = [2; 32];
@@ -23,7 +23,7 @@ pub(super) enum Done {
 
 pub(super) struct Side {
     engine: Engine,
-    id: TunnelId,
+    id: DeviceId,
     pub(super) address: SocketAddr,
     pub(super) allowed: Vec<IpNet>,
 }
@@ -56,7 +56,8 @@ pub(super) fn packet_to_east() -> Vec<u8> {
 impl Side {
     fn new(own: [u8; 32], at: &str, peer: [u8; 32], peer_at: &str, allowed: &[&str]) -> Self {
         let now = Instant::now();
-        let mut engine = Engine::new(PrivateKey::from_bytes(own), u32::from(own[0]) * 77, now);
+        let mut engine = Engine::new(u32::from(own[0]) * 77, now);
+        engine.set_keys([(KeySlot::First, PrivateKey::from_bytes(own))].into());
         let name: isthmus_model::ids::LinkName = "iw-0".parse().expect("a name");
         let allowed: Vec<IpNet> = allowed.iter().map(|net| net.parse().expect("a network")).collect();
         let tunnel = Tunnel {
@@ -82,7 +83,7 @@ impl Side {
     /// Takes a datagram from the port, with no more room than is asked for.
     pub(super) fn receive(&mut self, from: SocketAddr, datagram: &[u8]) -> Done {
         let mut buffer = vec![0; datagram.len().max(MESSAGE_BYTES)];
-        let done = done(self.engine.handle_datagram(from, datagram, &mut buffer));
+        let done = done(self.engine.handle_datagram(from, datagram, &mut buffer, Instant::now()));
         match &done {
             Done::Send(answer) => assert!(answer.len() <= datagram.len(), "more is sent than came"),
             Done::Deliver(packet) => {

@@ -3,61 +3,52 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsFd;
 
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::TUNNEL_LINK_PREFIX;
-use isthmus_packet_io::{Outgoing, Run, Tun};
-use isthmus_wg::TunnelId;
-use nix::poll::{PollFd, PollFlags};
+use isthmus_packet_io::{Lifetime, Tun};
+use isthmus_wg::DeviceId;
+use isthmus_wg_device::Carrier;
 
 /// MTU of a device that is made here: what IPv6 over 1500-byte Ethernet leaves of a packet (1500 - 40 - 8 - 32).
 pub(crate) const MTU_BYTES: u16 = 1420;
 
 #[derive(Default)]
 pub(super) struct Devices {
-    served: BTreeMap<TunnelId, Device>,
-    /// Packets that are about to be written, and to which device.
-    held: Run,
-    held_for: Option<TunnelId>,
+    names: BTreeMap<DeviceId, LinkName>,
     /// What an earlier process left behind is taken away once, with the first configuration.
     swept: bool,
 }
 
-struct Device {
-    name: LinkName,
-    tun: Option<Tun>,
-}
-
 impl Devices {
     /// Serves exactly these. Returns what could not be done.
-    pub(super) fn serve(&mut self, wanted: &BTreeMap<TunnelId, LinkName>) -> Vec<String> {
-        let gone: Vec<TunnelId> = self.served.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
-        for device in gone.iter().filter_map(|id| self.served.remove(id)) {
-            device.tun.into_iter().for_each(remove);
-        }
-        if !self.swept {
-            sweep_kernels();
-        }
-        for (id, name) in wanted {
-            self.served.entry(*id).or_insert_with(|| Device { name: name.clone(), tun: None });
+    pub(super) fn serve(
+        &mut self,
+        carrier: &mut Carrier,
+        wanted: BTreeMap<DeviceId, LinkName>,
+    ) -> Vec<String> {
+        for id in self.names.keys().filter(|id| !wanted.contains_key(id)) {
+            carrier.release(*id).into_iter().for_each(remove);
         }
         if !std::mem::replace(&mut self.swept, true) {
+            sweep_kernels();
             let names: BTreeSet<&str> = wanted.values().map(LinkName::as_str).collect();
             sweep(&names);
         }
-        self.reopen()
+        self.names = wanted;
+        self.reopen(carrier)
     }
 
     /// Opens those that are not there.
-    pub(super) fn reopen(&mut self) -> Vec<String> {
+    pub(super) fn reopen(&self, carrier: &mut Carrier) -> Vec<String> {
         let mut failures = Vec::new();
-        for device in self.served.values_mut().filter(|device| device.tun.is_none()) {
-            match Tun::open(device.name.as_str(), MTU_BYTES) {
-                Ok(tun) => {
-                    tracing::info!(device = %device.name, "tunnel device served");
-                    device.tun = Some(tun);
-                }
+        for (id, name) in &self.names {
+            if carrier.device(*id).is_some() {
+                continue;
+            }
+            let opened = Tun::open(name.as_str(), MTU_BYTES, Lifetime::Persistent);
+            match opened.and_then(|tun| carrier.serve(*id, tun)) {
+                Ok(()) => tracing::info!(device = %name, "tunnel device served"),
                 Err(error) => failures.push(error.to_string()),
             }
         }
@@ -65,50 +56,15 @@ impl Devices {
     }
 
     /// Whether one could not be opened.
-    pub(super) fn missing(&self) -> bool {
-        self.served.values().any(|device| device.tun.is_none())
+    pub(super) fn missing(&self, carrier: &Carrier) -> bool {
+        self.names.keys().any(|id| carrier.device(*id).is_none())
     }
 
     /// Somebody has deleted the device.
-    pub(super) fn lost(&mut self, id: TunnelId) {
-        if let Some(device) = self.served.get_mut(&id) {
-            tracing::warn!(device = %device.name, "tunnel device was deleted, making it again");
-            device.tun = None;
-            self.reopen();
-        }
-    }
-
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = (TunnelId, PollFd<'_>)> {
-        self.served.iter().filter_map(|(id, device)| {
-            device.tun.as_ref().map(|tun| (*id, PollFd::new(tun.as_fd(), PollFlags::POLLIN)))
-        })
-    }
-
-    /// What the node sent into the device next. `InvalidData` for what makes no sense.
-    pub(super) fn read<'b>(&self, id: TunnelId, buffer: &'b mut [u8]) -> io::Result<Outgoing<'b>> {
-        let tun = self.served.get(&id).and_then(|device| device.tun.as_ref());
-        tun.ok_or(io::ErrorKind::WouldBlock)?.read(buffer)
-    }
-
-    /// Hands a packet to the node, with the next ones if they belong together: what is held back goes with [`Self::flush`].
-    pub(super) fn write(&mut self, id: TunnelId, packet: &[u8]) {
-        if self.held_for != Some(id) || !self.held.add(packet) {
-            self.flush();
-            self.held_for = Some(id);
-            self.held.add(packet);
-        }
-    }
-
-    /// Hands over what was held back. While the device is down it goes nowhere, as on any wire.
-    pub(super) fn flush(&mut self) {
-        let Some(id) = self.held_for.take() else { return };
-        match self.served.get(&id).and_then(|device| device.tun.as_ref()) {
-            Some(tun) => {
-                if let Err(error) = tun.write(&mut self.held) {
-                    tracing::trace!(%error, device = tun.name(), "packet not taken");
-                }
-            }
-            None => self.held.clear(),
+    pub(super) fn lost(&self, carrier: &mut Carrier, id: DeviceId) {
+        if let Some(name) = self.names.get(&id) {
+            tracing::warn!(device = %name, "tunnel device was deleted, making it again");
+            self.reopen(carrier);
         }
     }
 }
@@ -119,7 +75,7 @@ fn sweep(wanted: &BTreeSet<&str>) {
     for link in &links {
         let Ok(name) = link.name().to_str() else { continue };
         if is_tunnel_name(name) && !wanted.contains(name) {
-            match Tun::open(name, MTU_BYTES) {
+            match Tun::open(name, MTU_BYTES, Lifetime::Persistent) {
                 Ok(tun) => remove(tun),
                 Err(error) => tracing::warn!(%error, name, "cannot take the tunnel device away"),
             }

@@ -17,8 +17,8 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::datagram::{self, Header, MAX_BYTES, Purpose};
 use super::path::Path;
-use crate::bell::{Bell, Ear, bell, sleep_until};
 use crate::board::Board;
+use isthmus_wg_device::{Bell, Ear, bell, sleep_until};
 
 /// How often quantities are posted, sizes are thought of, and sockets that could not be opened are tried again.
 const TICK: Duration = Duration::from_millis(50);

@@ -7,7 +7,8 @@ use std::time::Instant;
 use boringtun::noise::TunnResult;
 
 use super::{Engine, TICK};
-use crate::tunnel::TunnelEntry;
+use crate::MESSAGE_BYTES;
+use crate::peer::{Peer, PeerId};
 
 impl Engine {
     /// When [`Self::handle_timeout`] wants to be called next.
@@ -24,7 +25,8 @@ impl Engine {
         for own in self.own.values() {
             own.gate.reset_count();
         }
-        self.due = self.tunnels.keys().copied().collect();
+        self.due.clear();
+        self.due.extend(self.peers.iter().map(|(id, _)| PeerId(id as u32)));
     }
 
     /// What else is to be sent, until it is `None`. `buffer` as for [`Self::handle_packet`], for the largest packet ever handed in.
@@ -43,9 +45,9 @@ impl Engine {
 
     fn poll_flush(&mut self, buffer: &mut [u8]) -> Option<(SocketAddr, usize)> {
         while let Some(id) = self.flushable.front() {
-            if let Some(tunnel) = self.tunnels.get_mut(id).filter(|tunnel| tunnel.ready)
-                && let Some(endpoint) = tunnel.endpoint
-                && let Some(length) = written(tunnel.tunn.decapsulate(None, &[], buffer))
+            if let Some(peer) = self.peers.get_mut(id.0 as usize).filter(|peer| peer.ready)
+                && let Some(endpoint) = peer.endpoint
+                && let Some(length) = written(peer.sessions.tunn.decapsulate(None, &[], buffer))
             {
                 return Some((endpoint, length));
             }
@@ -56,7 +58,14 @@ impl Engine {
 
     fn poll_due(&mut self, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
         while let Some(id) = self.due.pop_front() {
-            let sent = self.tunnels.get_mut(&id).and_then(|tunnel| run_timers(tunnel, buffer, now));
+            let Some(peer) = self.peers.get_mut(id.0 as usize) else { continue };
+            let sent = run_timers(peer, buffer, now);
+            if peer.ready
+                && peer.before.as_ref().is_some_and(|(_, until)| now >= *until)
+                && let Some((before, _)) = peer.before.take()
+            {
+                self.indices.remove(&before.index);
+            }
             if sent.is_some() {
                 return sent;
             }
@@ -65,21 +74,29 @@ impl Engine {
     }
 }
 
-fn run_timers(tunnel: &mut TunnelEntry, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
-    let endpoint = tunnel.endpoint?;
-    let mut sent = written(tunnel.tunn.update_timers(buffer));
-    tunnel.refresh();
-    if sent.is_none() && !tunnel.ready {
+fn run_timers(peer: &mut Peer, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
+    let endpoint = peer.endpoint?;
+    let mut sent = written(peer.sessions.tunn.update_timers(buffer));
+    peer.refresh(now);
+    if let Some((before, _)) = &mut peer.before {
+        // It expires by its timers, but asks for nothing any more.
+        let mut unsent = [0; MESSAGE_BYTES];
+        before.tunn.update_timers(&mut unsent);
+    }
+    let wanted = peer.eager || peer.greet || peer.keepalive().is_some() || peer.before.is_some();
+    if sent.is_none() && !peer.ready && wanted {
         // Without a session: ask for one, and again when an attempt of 90 s was given up.
-        let begins = tunnel.tunn.is_expired();
-        sent = written(tunnel.tunn.format_handshake_initiation(buffer, begins));
+        let begins = peer.sessions.tunn.is_expired();
+        sent = written(peer.sessions.tunn.format_handshake_initiation(buffer, begins));
     }
-    let silent = now.saturating_duration_since(tunnel.last_sent);
-    if sent.is_none() && tunnel.ready && tunnel.keepalive.is_some_and(|every| silent >= every) {
-        sent = written(tunnel.tunn.encapsulate(&[], buffer));
+    let silent = now.saturating_duration_since(peer.last_sent);
+    let due = peer.greet || peer.keepalive().is_some_and(|every| silent >= every);
+    if sent.is_none() && peer.ready && due {
+        sent = written(peer.sessions.tunn.encapsulate(&[], buffer));
     }
+    peer.greet = false;
     if sent.is_some() {
-        tunnel.last_sent = now;
+        peer.last_sent = now;
     }
     Some((endpoint, sent?))
 }

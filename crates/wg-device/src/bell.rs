@@ -10,17 +10,17 @@ use nix::poll::PollTimeout;
 
 /// The end that rings.
 #[derive(Debug)]
-pub(crate) struct Bell(UnixStream);
+pub struct Bell(UnixStream);
 
 /// The end that hears.
 #[derive(Debug)]
-pub(crate) struct Ear(UnixStream);
+pub struct Ear(UnixStream);
 
 /// A bell and its ear.
 ///
 /// # Errors
 /// No descriptors left.
-pub(crate) fn bell() -> io::Result<(Bell, Ear)> {
+pub fn bell() -> io::Result<(Bell, Ear)> {
     let (bell, ear) = UnixStream::pair()?;
     bell.set_nonblocking(true)?;
     ear.set_nonblocking(true)?;
@@ -29,14 +29,14 @@ pub(crate) fn bell() -> io::Result<(Bell, Ear)> {
 
 impl Bell {
     /// A bell that is not heard yet need not be rung again: a full pipe is fine.
-    pub(crate) fn ring(&self) {
+    pub fn ring(&self) {
         let _ = (&self.0).write(&[1]);
     }
 }
 
 impl Ear {
     /// Forgets how often it rang.
-    pub(crate) fn hush(&self) {
+    pub fn hush(&self) {
         let mut heard = [0; 64];
         while (&self.0).read(&mut heard).is_ok_and(|count| count == heard.len()) {}
     }
@@ -49,7 +49,7 @@ impl AsFd for Ear {
 }
 
 /// Time to sleep until then, in poll(2)'s milliseconds, rounded up.
-pub(crate) fn sleep_until(then: Instant, now: Instant) -> PollTimeout {
+pub fn sleep_until(then: Instant, now: Instant) -> PollTimeout {
     let wait = then.saturating_duration_since(now) + Duration::from_micros(999);
     PollTimeout::from(u16::try_from(wait.as_millis()).unwrap_or(u16::MAX))
 }

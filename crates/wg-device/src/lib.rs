@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! WireGuard devices in userspace.
+//!
+//! [`Carrier`] is the loop that carries packets between TUN devices and a UDP port through an engine; the thread that calls it owns
+//! all three, so no packet takes a lock. The data plane process of Isthmus runs one.
+
+mod bell;
+mod carrier;
+
+pub use bell::{Bell, Ear, bell, sleep_until};
+pub use carrier::{Carrier, Heard};

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Our keys, and what is kept of a peer.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::Tunn;
+use boringtun::noise::rate_limiter::RateLimiter;
+use ipnet::IpNet;
+use isthmus_model::dataplane::KeySlot;
+
+use crate::engine::DeviceId;
+use crate::key::{PresharedKey, PrivateKey, PublicKey};
+
+/// Initiations a second that are answered without asking for a cookie.
+const INITIATIONS_PER_S: u64 = 100;
+/// How long sessions live (WireGuard paper, 6.2: REJECT-AFTER-TIME).
+pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
+
+/// A peer within one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PeerId(pub(crate) u32);
+
+/// One of our own keys.
+pub(crate) struct OwnKey {
+    pub(crate) private: PrivateKey,
+    pub(crate) public: PublicKey,
+    /// Guards the port: asks for a cookie under load, before any Curve25519 work.
+    pub(crate) gate: RateLimiter,
+    /// What the sessions use, as the gate has already counted the message.
+    ungated: Arc<RateLimiter>,
+}
+
+impl OwnKey {
+    pub(crate) fn new(private: PrivateKey) -> Self {
+        let public = private.public();
+        let gate = RateLimiter::new(&public.point(), INITIATIONS_PER_S);
+        let ungated = Arc::new(RateLimiter::new(&public.point(), u64::MAX));
+        Self { private, public, gate, ungated }
+    }
+
+    /// Sessions with a peer. `index` has 24 bits.
+    fn sessions(&self, peer: PublicKey, preshared: Option<&PresharedKey>, index: u32) -> Sessions {
+        let limiter = Some(Arc::clone(&self.ungated));
+        let preshared = preshared.map(|key| *key.as_bytes());
+        let tunn = Tunn::new(self.private.secret(), peer.point(), preshared, None, index, limiter);
+        Sessions { tunn, index }
+    }
+}
+
+/// What a peer is set to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// The pre-shared key (WireGuard paper, 5.2). Another one counts from the next handshake on.
+    pub preshared: Option<PresharedKey>,
+    /// Inner source addresses that may come out, inner destinations that may go in.
+    pub allowed: BTreeSet<IpNet>,
+    /// How often something is sent at least; none for never.
+    pub keepalive: Option<Duration>,
+}
+
+/// Sessions under one pair of keys and one pre-shared key.
+pub(crate) struct Sessions {
+    pub(crate) tunn: Tunn,
+    /// The upper 24 bits of their indices.
+    pub(crate) index: u32,
+}
+
+/// What the engine keeps of a peer.
+pub(crate) struct Peer {
+    pub(crate) device: DeviceId,
+    /// Which of our keys it knows.
+    pub(crate) slot: KeySlot,
+    pub(crate) key: PublicKey,
+    pub(crate) config: PeerConfig,
+    /// A session is asked for whether or not there is something to send.
+    pub(crate) eager: bool,
+    pub(crate) sessions: Sessions,
+    /// Those under the pre-shared key before, and when the last of them is over. They carry packets until the new ones can.
+    pub(crate) before: Option<(Sessions, Instant)>,
+    /// Packets can be sent in [`Self::sessions`].
+    pub(crate) ready: bool,
+    /// Where packets go.
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) last_sent: Instant,
+    /// It is to hear from us in this tick.
+    pub(crate) greet: bool,
+    /// When the last handshake was completed.
+    pub(crate) handshake: Option<Instant>,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+}
+
+impl Peer {
+    pub(crate) fn new(
+        (device, eager): (DeviceId, bool),
+        (slot, own): (KeySlot, &OwnKey),
+        (key, config): (PublicKey, PeerConfig),
+        index: u32,
+        now: Instant,
+    ) -> Self {
+        Self {
+            device,
+            slot,
+            key,
+            sessions: own.sessions(key, config.preshared.as_ref(), index),
+            config,
+            eager,
+            before: None,
+            ready: false,
+            endpoint: None,
+            last_sent: now,
+            greet: false,
+            handshake: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    /// Sets another pre-shared key, with sessions of its own beside those that live.
+    pub(crate) fn reshare(
+        &mut self,
+        own: &OwnKey,
+        preshared: Option<PresharedKey>,
+        index: u32,
+        now: Instant,
+    ) {
+        self.config.preshared = preshared;
+        let new = own.sessions(self.key, self.config.preshared.as_ref(), index);
+        let old = std::mem::replace(&mut self.sessions, new);
+        if std::mem::replace(&mut self.ready, false) {
+            self.before = Some((old, now + REJECT_AFTER));
+        }
+    }
+
+    pub(crate) fn keepalive(&self) -> Option<Duration> {
+        self.config.keepalive
+    }
+
+    /// The sessions that a message is for.
+    pub(crate) fn receiver(&mut self, index: u32) -> Option<&mut Sessions> {
+        if self.sessions.index == index {
+            return Some(&mut self.sessions);
+        }
+        self.before.as_mut().map(|(sessions, _)| sessions).filter(|sessions| sessions.index == index)
+    }
+
+    /// The sessions that packets go out in.
+    pub(crate) fn sender(&mut self) -> &mut Sessions {
+        match &mut self.before {
+            Some((before, _)) if !self.ready => before,
+            _ => &mut self.sessions,
+        }
+    }
+
+    /// Looks whether packets can be sent; true if that has just begun.
+    pub(crate) fn refresh(&mut self, now: Instant) -> bool {
+        let since = self.sessions.tunn.time_since_last_handshake();
+        if let Some(since) = since {
+            self.handshake = now.checked_sub(since);
+        }
+        let was = std::mem::replace(&mut self.ready, since.is_some());
+        self.ready && !was
+    }
+}
