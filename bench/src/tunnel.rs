@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use isthmus_testkit::Lab;
 use serde_json::Value;
 use xtask::places::Places;
+use xtask::tools::{BORINGTUN_CLI, WIREGUARD_GO};
 
 use crate::cni::until;
 use crate::contenders::{Carrier, Pair, drain};
@@ -34,12 +35,12 @@ struct Samples {
 pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<String> {
     tools::need(&["iperf3", "wireguard-tools", "iputils-ping", "iproute2"])?;
     let boringtun = Carrier::Wireguard {
-        program: tools::boringtun_cli(places)?,
+        program: BORINGTUN_CLI.build(places)?,
         arguments: vec!["--foreground", "--disable-drop-privileges"],
         device: "bt",
     };
     let go = Carrier::Wireguard {
-        program: tools::wireguard_go(places)?,
+        program: WIREGUARD_GO.build(places)?.join("wireguard-go"),
         arguments: vec!["--foreground"],
         device: "wgo",
     };
@@ -69,8 +70,8 @@ pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<Strin
          Both ends of a tunnel and both of iperf3 share the cores. boringtun-cli {}, wireguard-go {}. \
          CPU is what both tunnel processes use for 10^9 bytes of payload; memory is of one of them at the end.\n\n",
         rounds as u32 * ECHOES,
-        tools::boringtun_version(),
-        tools::wireguard_go_version(places)?,
+        BORINGTUN_CLI.version,
+        WIREGUARD_GO.version(places, "golang.zx2c4.com/wireguard")?,
     );
     Ok(text + &rows(&pairs, &samples))
 }
@@ -133,7 +134,7 @@ impl Samples {
 }
 
 /// The round trips that ping(8) tells, one a line.
-fn round_trips_ms(printed: &str) -> Vec<f64> {
+pub(crate) fn round_trips_ms(printed: &str) -> Vec<f64> {
     let of = |line: &str| line.split("time=").nth(1)?.split_whitespace().next()?.parse().ok();
     printed.lines().filter_map(of).collect()
 }

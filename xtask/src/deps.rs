@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/pkg-config", "pkg-config"),
     ("/usr/bin/strip", "binutils"),
     ("/usr/bin/tcpdump", "tcpdump"),
+    ("/usr/bin/wg", "wireguard-tools"),
     ("/usr/include/seccomp.h", "libseccomp-dev"),
     ("/usr/include/stdio.h", "libc6-dev"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// Packages whose tests need root, Go-built binaries or clusters.
-const LABORATORY: [&str; 4] = ["isthmus-api-tests", "isthmus-netns-tests", "isthmus-plugins", "isthmus-e2e"];
+const LABORATORY: [&str; 5] =
+    ["isthmus-api-tests", "isthmus-netns-tests", "isthmus-plugins", "isthmus-wg-device", "isthmus-e2e"];
 
 /// What a stage counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +65,7 @@ fn stages(full: bool) -> Vec<Stage> {
         all.push(stage("lint", "cargo clippy --workspace --all-targets -- -D warnings"));
         all.push(stage("namespaces", "cargo test -p isthmus-netns-tests --no-fail-fast -- --test-threads=1"));
         all.push(stage("plugins", "cargo test -p isthmus-plugins --no-fail-fast"));
+        all.push(stage("wireguard", "cargo test -p isthmus-wg-device --no-fail-fast"));
         all.push(stage("api", "cargo test -p isthmus-api-tests --no-fail-fast"));
         all.push(stage("operators", "cargo test -p isthmus-operator --test two_clusters"));
         all.push(stage(

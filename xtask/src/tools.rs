@@ -114,7 +114,70 @@ pub const CNI: ToolGroup = ToolGroup {
     cgo: false,
 };
 
+/// WireGuard in userspace, which ours is held against.
+pub const WIREGUARD_GO: ToolGroup = ToolGroup {
+    name: "wireguard-go",
+    packages: &[("wireguard-go", "golang.zx2c4.com/wireguard")],
+    ldflags: "",
+    tags: "",
+    cgo: false,
+};
+
+/// Tailscale's, which is the fastest of those in Go.
+pub const WIREGUARD_GO_TAILSCALE: ToolGroup = ToolGroup {
+    name: "wireguard-go-tailscale",
+    packages: &[("wireguard-go", "github.com/tailscale/wireguard-go")],
+    ldflags: "",
+    tags: "",
+    cgo: false,
+};
+
+/// A published program in Rust.
+pub struct CargoProgram {
+    /// The package.
+    pub package: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    program: &'static str,
+}
+
+/// The first WireGuard in Rust, whose protocol engine ours is built around.
+pub const BORINGTUN_CLI: CargoProgram =
+    CargoProgram { package: "boringtun-cli", version: "0.7.1", program: "boringtun-cli" };
+
+/// Mullvad's.
+pub const GOTATUN_CLI: CargoProgram =
+    CargoProgram { package: "gotatun-cli", version: "0.10.2", program: "gotatun" };
+
+impl CargoProgram {
+    /// The program, built once.
+    pub fn build(&self, places: &Places) -> Result<PathBuf> {
+        let Self { package, version, program } = self;
+        let key = Key::of(package, 1).with("version", *version).finish();
+        let folder = Cache::at(&places.cache).entry(package, &key, |folder| {
+            step(&format!("building {package} {version}"), || {
+                let root = folder.display().to_string();
+                let line = ["install", "--locked", "--root", &root, package, "--version", version];
+                let mut cargo = command("cargo", line);
+                cargo.env("CARGO_TARGET_DIR", folder.join("target"));
+                logged(&mut cargo, &places.log(&format!("build-{package}")))?;
+                Ok(std::fs::remove_dir_all(folder.join("target"))?)
+            })
+        })?;
+        Ok(folder.join("bin").join(program))
+    }
+}
+
 impl ToolGroup {
+    /// The version of a module that the go.mod names.
+    pub fn version(&self, places: &Places, module: &str) -> Result<String> {
+        let text = std::fs::read_to_string(places.tool_module(self.name).join("go.mod"))?;
+        let named =
+            |line: &str| Some(line.trim().strip_prefix(module)?.split_whitespace().next()?.to_owned());
+        let version = text.lines().filter(|line| !line.starts_with("tool")).find_map(named);
+        version.with_context(|| format!("the go.mod of {} names no version of {module}", self.name))
+    }
+
     /// The cache key: the pinned modules, the flags and the compiler.
     pub fn key(&self, places: &Places) -> Result<Key> {
         let module = places.tool_module(self.name);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-module isthmus.dev/isthmus/bench/tools/wireguard-go
+module isthmus.dev/isthmus/tests/kind/tools/wireguard-go
 
 go 1.26
 

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ours on one side, each of the others on the other.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use isthmus_testkit::{Lab, within};
+use xtask::tools::{BORINGTUN_CLI, GOTATUN_CLI, WIREGUARD_GO, WIREGUARD_GO_TAILSCALE};
+
+use crate::side::{PATIENCE, PORT, Program, Side, hosts};
+
+const TAILSCALE: &str = "tailscale's wireguard-go";
+/// Where east and west are.
+const OUTSIDE: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
+/// After these a session's keys are replaced (WireGuard paper, 6.1: REKEY-AFTER-TIME), and then some.
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+
+/// The others, built once.
+fn others() -> Vec<Program> {
+    static BUILT: LazyLock<Vec<Program>> = LazyLock::new(|| {
+        let places = xtask::places::Places::find().expect("the repository");
+        let go = |group: &xtask::tools::ToolGroup| {
+            group.build(&places).expect("wireguard-go: make deps").join("wireguard-go")
+        };
+        vec![
+            Program::other("wireguard-go", go(&WIREGUARD_GO), &["--foreground"]),
+            Program::other(TAILSCALE, go(&WIREGUARD_GO_TAILSCALE), &["--foreground"]),
+            Program::other(
+                "boringtun-cli",
+                BORINGTUN_CLI.build(&places).expect("boringtun-cli"),
+                &["--foreground", "--disable-drop-privileges"],
+            ),
+            Program::other(
+                "gotatun",
+                GOTATUN_CLI.build(&places).expect("gotatun"),
+                &["--foreground", "--disable-drop-privileges"],
+            ),
+        ]
+    });
+    BUILT.clone()
+}
+
+/// Each of the others as west, ours as east, and the other way round. East knows where west is, and has `rest` set for it; both share
+/// a key. All is said at once: boringtun changes no peer that is there.
+fn pairs(
+    lab: &Lab,
+    outside: [&'static str; 2],
+    rest: &'static str,
+) -> impl Iterator<Item = (String, [Side; 2])> {
+    let both =
+        others().into_iter().flat_map(|other| [(Program::ours(), other.clone()), (other, Program::ours())]);
+    both.map(move |(east, west)| {
+        let [a, b] = hosts(lab);
+        let name = format!("{} to {}", east.name, west.name);
+        let sides = [Side::new(a, &east, PORT), Side::new(b, &west, PORT)];
+        let psk = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(psk.path(), sides[0].host.sh("wg genpsk")).unwrap();
+        let shared = format!("preshared-key {}", psk.path().display());
+        for (number, side) in sides.iter().enumerate() {
+            let (own, other) = (number + 1, 2 - number);
+            let more = if number == 0 { rest } else { "" };
+            // Tailscale's does not learn where a peer is from what it receives.
+            let known = number == 0 || west.name == TAILSCALE;
+            let endpoint =
+                if known { format!("endpoint {}:{PORT}", outside[1 - number]) } else { String::new() };
+            let allowed = format!("allowed-ips 10.8.0.{other}/32,fd08::{other}/128");
+            side.peer(&sides[1 - number], &format!("{shared} {allowed} {endpoint} {more}"));
+            side.up(&[&format!("10.8.0.{own}/24"), &format!("fd08::{own}/64")], 1420);
+        }
+        (name, sides)
+    })
+}
+
+fn lost(printed: &str) -> bool {
+    !printed.contains(" 0% packet loss")
+}
+
+#[test]
+fn packets_of_every_size_go_both_ways_inside_and_outside_in_both_families() {
+    let Some(lab) = Lab::new("wg-others") else { return };
+    for outside in [OUTSIDE, ["[fd00:2::1]", "[fd00:2::2]"]] {
+        for (name, [east, west]) in pairs(&lab, outside, "") {
+            east.reaches("10.8.0.2");
+            for (side, target, header) in [(&east, "10.8.0.2", 28), (&west, "fd08::1", 48)] {
+                for size in [0, 56, 1420 - header] {
+                    let printed = side.ping(target, &format!("-c 5 -i 0.01 -W 5 -M do -s {size}"));
+                    assert!(!lost(&printed), "{name}, {outside:?}, {size} bytes: {printed}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn keepalives_and_moves_are_understood() {
+    let Some(lab) = Lab::new("wg-others-2") else { return };
+    for (name, [east, west]) in pairs(&lab, OUTSIDE, "persistent-keepalive 1") {
+        // East's keepalive alone says where it is.
+        within(PATIENCE, || match west.shown("endpoints") {
+            known if known == format!("192.0.2.1:{PORT}") => Ok(()),
+            other => Err(format!("{name}: {other}")),
+        });
+        let printed = west.ping("10.8.0.1", "-c 5 -i 0.01 -W 5");
+        assert!(!lost(&printed), "{name}: {printed}");
+        // One does not follow, the other cannot move itself: its socket stays connected from the address that is gone.
+        if name.ends_with(TAILSCALE) || name.starts_with("boringtun-cli") {
+            continue;
+        }
+        east.host.sh("ip addr del 192.0.2.1/24 dev wire; ip addr add 192.0.2.77/24 dev wire");
+        within(PATIENCE, || east.host.ping("10.8.0.2").map_err(|error| format!("{name}: {error:#}")));
+        within(PATIENCE, || match west.shown("endpoints") {
+            known if known == format!("192.0.2.77:{PORT}") => Ok(()),
+            other => Err(format!("{name}: {other}")),
+        });
+    }
+}
+
+#[test]
+fn keys_are_replaced_under_traffic_and_nothing_is_lost() {
+    let Some(lab) = Lab::new("wg-others-3") else { return };
+    let pairs: Vec<_> = pairs(&lab, OUTSIDE, "").collect();
+    for (_, [east, _]) in &pairs {
+        east.reaches("10.8.0.2");
+    }
+    let first: Vec<String> = pairs.iter().map(|(_, [east, _])| east.shown("latest-handshakes")).collect();
+    // Ten a second in each direction until keys have been replaced.
+    let count = (REKEY_AFTER.as_secs() + 12) * 10;
+    let options = format!("-c {count} -i 0.1 -W 10");
+    std::thread::scope(|scope| {
+        for (name, [east, west]) in &pairs {
+            for (side, target) in [(east, "10.8.0.2"), (west, "10.8.0.1")] {
+                let options = &options;
+                scope.spawn(move || {
+                    let printed = side.ping(target, options);
+                    assert!(!lost(&printed), "{name}: {printed}");
+                });
+            }
+        }
+    });
+    for ((name, [east, _]), first) in pairs.iter().zip(first) {
+        assert_ne!(east.shown("latest-handshakes"), first, "{name}: keys were not replaced");
+    }
+}
