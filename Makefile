@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm kill-points fuzz bench
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm kill-points fuzz bench bench-wg
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ kill-points: ## Kill the agent at every system call of ADD and DEL, 10,000 times
 fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; needs a nightly toolchain and g++)
 	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)
 
+bench-wg: ## isthmus-wg beside other WireGuard programs, which are built once (as root; minutes) -> docs/benchmarks.md
+	$(CARGO) build --release -p isthmus-bench -p isthmus-wg-device
+	@$(CARGO) run --release --quiet -p isthmus-bench -- run --only wg $(BENCH)
+
 bench: ## Beside the others: CNI, tunnels, imports, memory (as root) -> docs/benchmarks.md
-	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni -p isthmus-plugins
+	$(CARGO) build --release -p isthmus-bench -p isthmus-node-agent -p isthmus-cni -p isthmus-plugins -p isthmus-wg-device
 	@$(CARGO) run --release --quiet -p isthmus-bench -- run $(BENCH)

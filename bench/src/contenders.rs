@@ -42,6 +42,8 @@ pub(crate) struct Pair {
     /// One tunnel process on each host, if any.
     pub(crate) processes: Vec<Child>,
     sockets: Vec<PathBuf>,
+    /// Names of the devices that wg(8) configures.
+    devices: Vec<String>,
     /// Kept: the data plane process goes on when they close, but a closed connection would be news in its log.
     _clients: Vec<Client>,
     _directories: Vec<TempDir>,
@@ -64,6 +66,7 @@ impl Pair {
             target: if *carrier == Carrier::Wire { "192.0.2.2" } else { "10.200.0.2" },
             processes: Vec::new(),
             sockets: Vec::new(),
+            devices: Vec::new(),
             _clients: Vec::new(),
             _directories: Vec::new(),
         };
@@ -131,6 +134,7 @@ impl Pair {
             host.try_sh(&format!("umask 077; wg genkey > {key}; wg pubkey < {key} > {key}.pub"))?;
             names.push(name);
         }
+        self.devices.clone_from(&names);
         for (number, name) in names.iter().enumerate() {
             let other = 1 - number;
             let key = directory.path().join(number.to_string()).display().to_string();
@@ -155,6 +159,22 @@ impl Pair {
                 "ip addr add 10.200.0.{own}/32 dev {device}; ip link set {device} mtu {MTU_BYTES} up; ip route add 10.200.0.{other}/32 dev {device}"
             ))
             .map(drop)
+    }
+
+    /// Gives both devices so many peers more, which never answer.
+    pub(crate) fn add_peers(&self, count: u32) -> Result<()> {
+        for (number, name) in self.devices.iter().enumerate() {
+            let file = tempfile::NamedTempFile::new()?;
+            // Any 32 bytes are a public key.
+            let peers = format!(
+                "for i in $(seq {count}); do echo '[Peer]'; printf 'PublicKey = '; printf 'peer-%027d' $i | base64 -w0; \
+                 echo; echo \"AllowedIPs = 10.$((100 + i / 256)).$((i % 256)).0/24\"; done > {}",
+                file.path().display()
+            );
+            self.hosts[number].try_sh(&peers)?;
+            self.hosts[number].try_sh(&format!("wg addconf {name} {}", file.path().display()))?;
+        }
+        Ok(())
     }
 
     /// Process times so far, seconds of CPU, of all tunnel processes together.

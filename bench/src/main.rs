@@ -10,6 +10,7 @@ mod report;
 mod stats;
 mod tools;
 mod tunnel;
+mod wireguard;
 
 use std::path::PathBuf;
 
@@ -55,6 +56,8 @@ enum Part {
     Cni,
     /// Throughput and latency of tunnels
     Tunnel,
+    /// isthmus-wg beside other WireGuard programs
+    Wg,
     /// Import latency and memory on the lab `duo`
     Duo,
 }
@@ -79,6 +82,9 @@ fn run(only: &[Part], rounds: usize, dry_run: bool) -> Result<()> {
     }
     if wanted(Part::Tunnel) {
         sections.push(("tunnel", tunnel::measure(&lab, &places, rounds)?));
+    }
+    if wanted(Part::Wg) {
+        sections.push(("wg", wireguard::measure(&lab, &places, rounds)?));
     }
     if wanted(Part::Duo) {
         sections.push(("duo", duo::measure(&places, rounds)?));
