@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Segmentation offload on the side of the devices: the kernel hands over up to 64 KiB of a TCP stream as one packet, and takes as
-//! much. What goes through a tunnel is packets of the path's size, so they are cut here ([`Outgoing`]) and joined here ([`Run`]).
+//! Segmentation offload on the side of the devices: the kernel hands over up to 64 KiB of a TCP stream, or of datagrams of one size
+//! between two sockets, as one packet, and takes as much. What goes through a tunnel is packets of the path's size, so they are cut here ([`Outgoing`]) and joined here ([`Run`]).
 //!
 //! The header before each packet is `virtio_net_hdr` (VIRTIO 1.2, 5.1.6), as TUN devices have it with IFF_VNET_HDR.
 
@@ -21,12 +21,18 @@ pub(crate) const HEADER_BYTES: usize = 10;
 const NEEDS_CHECKSUM: u8 = 1;
 const TCP_V4: u8 = 1;
 const TCP_V6: u8 = 4;
+/// Datagrams of one size (VIRTIO_NET_HDR_GSO_UDP_L4), of either family.
+const UDP_ANY: u8 = 5;
 /// A bit beside the kind: the stream uses explicit congestion notification.
 const ECN: u8 = 0x80;
 
 const TCP: u8 = 6;
 const TCP_HEADER_BYTES: usize = 20;
 const TCP_CHECKSUM_AT: usize = 16;
+const UDP: u8 = 17;
+const UDP_HEADER_BYTES: usize = 8;
+const UDP_LENGTH_AT: usize = 4;
+const UDP_CHECKSUM_AT: usize = 6;
 const FLAGS_AT: usize = 13;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -79,6 +85,11 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
 
 fn put16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Where the checksum lies in the header of layer 4.
+fn checksum_at(protocol: u8) -> usize {
+    if protocol == UDP { UDP_CHECKSUM_AT } else { TCP_CHECKSUM_AT }
 }
 
 /// Writes the length of the whole packet into its IP header, and an IPv4 header's checksum.

@@ -26,6 +26,7 @@ pub enum Lifetime {
 pub struct Tun {
     device: OwnedFd,
     name: String,
+    datagrams: bool,
 }
 
 impl Tun {
@@ -52,12 +53,17 @@ impl Tun {
             // SAFETY: TUNSETPERSIST takes an integer and no pointer.
             check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) })?;
         }
-        let tun = Self { device, name: name.to_owned() };
+        let mut tun = Self { device, name: name.to_owned(), datagrams: false };
         tun.take_over_offload()?;
         if !existed {
             tun.set_mtu(mtu_bytes)?;
         }
         Ok(tun)
+    }
+
+    /// Whether datagrams may be joined for it, as Linux has it from 6.2 on.
+    pub fn takes_datagrams(&self) -> bool {
+        self.datagrams
     }
 
     /// The device's name.
@@ -74,7 +80,7 @@ impl Tun {
         check(unsafe { libc::ioctl(self.device.as_raw_fd(), libc::TUNSETPERSIST, 0 as libc::c_int) })
     }
 
-    /// Reads what the node sends into the device: one packet, or a run of TCP to be cut; `WouldBlock` when there is nothing,
+    /// Reads what the node sends into the device: one packet, or a run of TCP or of datagrams to be cut; `WouldBlock` when there is nothing,
     /// `InvalidData` for what makes no sense. `buffer` has [`READ_BYTES`].
     ///
     /// # Errors
@@ -95,16 +101,22 @@ impl Tun {
         written.map(|_| ()).map_err(io::Error::from)
     }
 
-    /// Checksums and the cutting of TCP are ours from now on.
-    fn take_over_offload(&self) -> io::Result<()> {
+    /// Checksums and the cutting of TCP are ours from now on, and of datagrams where the kernel has that.
+    fn take_over_offload(&mut self) -> io::Result<()> {
         let header_bytes = HEADER_BYTES as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
         check(unsafe {
             libc::ioctl(self.device.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes)
         })?;
-        let offload = libc::c_ulong::from(libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6);
-        // SAFETY: TUNSETOFFLOAD takes an integer and no pointer.
-        check(unsafe { libc::ioctl(self.device.as_raw_fd(), libc::TUNSETOFFLOAD, offload) })
+        let streams = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        let set = |offload: libc::c_uint| {
+            // SAFETY: TUNSETOFFLOAD takes an integer and no pointer.
+            check(unsafe {
+                libc::ioctl(self.device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload))
+            })
+        };
+        self.datagrams = set(streams | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_ok();
+        if self.datagrams { Ok(()) } else { set(streams) }
     }
 
     fn set_mtu(&self, mtu_bytes: u16) -> io::Result<()> {

@@ -110,6 +110,7 @@ impl Carrier {
     pub fn serve(&mut self, id: DeviceId, tun: Tun) -> io::Result<()> {
         let data = FIRST_DEVICE + u64::from(id.number());
         self.epoll.add(&tun, EpollEvent::new(EpollFlags::EPOLLIN, data))?;
+        self.held.join_datagrams(tun.takes_datagrams());
         self.devices.insert(id, tun);
         Ok(())
     }

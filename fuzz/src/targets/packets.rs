@@ -59,6 +59,7 @@ fn cut(mut frame: Vec<u8>) -> Vec<Vec<u8>> {
 /// All that the device is given for these packets, one after the other.
 fn joined(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let (mut run, mut frames) = (Run::default(), Vec::new());
+    run.join_datagrams(true);
     for packet in packets {
         if !run.add(packet) {
             frames.push(frame(&mut run));
@@ -79,7 +80,7 @@ fn frame(run: &mut Run) -> Vec<u8> {
     frame
 }
 
-/// A packet of TCP that may follow the one before, or any bytes that can be an IP packet.
+/// A packet of TCP or UDP that may follow the one before, or any bytes that can be an IP packet.
 fn packet(input: &mut Input<'_>) -> Option<Vec<u8>> {
     if input.below(4) == 3 {
         let bytes = input.piece().to_vec();
@@ -91,7 +92,13 @@ fn packet(input: &mut Input<'_>) -> Option<Vec<u8>> {
     let flags = *input.pick(&[ACK, ACK, ACK, ACK | PSH, ACK | 1, 0x02, ACK | 0x40, ACK | 0x80]);
     let segment = *input.pick(&[100, 1000, 50, 0, 1]);
     let sequence = (u32::MAX - 2000).wrapping_add(u32::from(input.u8()) * 100);
-    let mut packet = tcp(v6, options, (sequence, input.u8().into()), flags, &vec![shape; segment]);
+    let identification = u16::from(input.u8());
+    let payload = vec![shape; segment];
+    let mut packet = if shape & 0x40 != 0 {
+        udp(v6, identification, &payload)
+    } else {
+        tcp(v6, options, (sequence, identification), flags, &payload)
+    };
     if broken {
         let at = usize::from(input.u16()) % packet.len();
         packet[at] ^= input.u8();
@@ -101,7 +108,7 @@ fn packet(input: &mut Input<'_>) -> Option<Vec<u8>> {
     Some(packet)
 }
 
-/// With the right checksums, counted word by word as RFC 1071 has it.
+/// With the right checksum.
 fn tcp(
     v6: bool,
     options: usize,
@@ -113,18 +120,31 @@ fn tcp(
     segment.extend([(5 + options as u8 / 4) << 4, flags, 1, 0xf4, 0, 0, 0, 0]);
     segment.extend(vec![1; options]);
     segment.extend(payload);
+    ip(v6, 6, identification, segment, 16)
+}
+
+/// With the right checksum.
+fn udp(v6: bool, identification: u16, payload: &[u8]) -> Vec<u8> {
+    let [high, low] = (8 + payload.len() as u16).to_be_bytes();
+    let datagram = [&[0x13, 0x88, 0, 80, high, low, 0, 0][..], payload].concat();
+    ip(v6, 17, identification, datagram, 6)
+}
+
+/// The packet around it; checksums are counted word by word as RFC 1071 has it.
+fn ip(v6: bool, protocol: u8, identification: u16, mut segment: Vec<u8>, checksum_at: usize) -> Vec<u8> {
     let length = segment.len() as u16;
     let (mut header, pseudo) = if v6 {
         let [high, low] = length.to_be_bytes();
-        let header = [&[0x60, 0, 0, 7, high, low, 6, 63][..], &[0x11; 32]].concat();
-        let pseudo = [&[0x11; 32][..], &[0, 0, high, low, 0, 0, 0, 6]].concat();
+        let header = [&[0x60, 0, 0, 7, high, low, protocol, 63][..], &[0x11; 32]].concat();
+        let pseudo = [&[0x11; 32][..], &[0, 0, high, low, 0, 0, 0, protocol]].concat();
         (header, pseudo)
     } else {
         let [high, low] = (length + 20).to_be_bytes();
         let [id_high, id_low] = identification.to_be_bytes();
         let addresses = [10, 1, 0, 1, 10, 2, 0, 1];
-        let header = [&[0x45, 0x10, high, low, id_high, id_low, 0, 0, 63, 6, 0, 0][..], &addresses].concat();
-        let pseudo = [&addresses[..], &[0, 6], &length.to_be_bytes()].concat();
+        let header =
+            [&[0x45, 0x10, high, low, id_high, id_low, 0, 0, 63, protocol, 0, 0][..], &addresses].concat();
+        let pseudo = [&addresses[..], &[0, protocol], &length.to_be_bytes()].concat();
         (header, pseudo)
     };
     if !v6 {
@@ -132,7 +152,9 @@ fn tcp(
         header[10..12].copy_from_slice(&sum);
     }
     let sum = checksum(&[&pseudo, &segment]);
-    segment[16..18].copy_from_slice(&sum);
+    // A datagram without a checksum would be another thing (RFC 768).
+    let sum = if protocol == 17 && sum == [0, 0] { [0xff; 2] } else { sum };
+    segment[checksum_at..checksum_at + 2].copy_from_slice(&sum);
     [header, segment].concat()
 }
 

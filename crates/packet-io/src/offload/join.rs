@@ -2,8 +2,9 @@
 //! Packets that came out of a tunnel one after the other, as one run for the node.
 
 use super::{
-    ACK, FLAGS_AT, HEADER_BYTES, Header, NEEDS_CHECKSUM, PSH, TCP, TCP_CHECKSUM_AT, TCP_HEADER_BYTES, TCP_V4,
-    TCP_V6, be16, be32, checksum, seal_ip_header,
+    ACK, FLAGS_AT, HEADER_BYTES, Header, NEEDS_CHECKSUM, PSH, TCP, TCP_HEADER_BYTES, TCP_V4, TCP_V6, UDP,
+    UDP_ANY, UDP_CHECKSUM_AT, UDP_HEADER_BYTES, UDP_LENGTH_AT, be16, be32, checksum, checksum_at, put16,
+    seal_ip_header,
 };
 
 /// What one packet may hold at most (RFC 791).
@@ -11,10 +12,14 @@ const MOST_BYTES: usize = 65535;
 /// How many packets are joined at most: what one UDP datagram with segmentation holds on the other side.
 const MOST_PACKETS: u16 = 64;
 
-/// Packets that follow one another in one TCP stream, joined as the kernel joins them (GRO); or a single packet of any kind.
+/// Packets that follow one another in one TCP stream, or datagrams of one size between two sockets, joined as the kernel joins them
+/// (GRO); or a single packet of any kind.
 #[derive(Debug)]
 pub struct Run {
     bytes: Vec<u8>,
+    /// Whether the device takes joined datagrams.
+    datagrams: bool,
+    protocol: u8,
     /// How the run goes on; none if nothing can follow.
     open: Option<Open>,
     packets: u16,
@@ -33,11 +38,25 @@ struct Open {
 impl Default for Run {
     fn default() -> Self {
         let bytes = Vec::with_capacity(MOST_BYTES);
-        Self { bytes, open: None, packets: 0, layer4: 0, headers: 0, segment: 0 }
+        Self {
+            bytes,
+            datagrams: false,
+            protocol: 0,
+            open: None,
+            packets: 0,
+            layer4: 0,
+            headers: 0,
+            segment: 0,
+        }
     }
 }
 
 impl Run {
+    /// Whether datagrams are joined too: [`crate::Tun::takes_datagrams`] of the device that the run is for.
+    pub fn join_datagrams(&mut self, joined: bool) {
+        self.datagrams = joined;
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.packets == 0
@@ -50,16 +69,18 @@ impl Run {
             return true;
         }
         let Some(open) = self.open else { return false };
-        let Some(candidate) = Candidate::of(packet) else { return false };
+        let Some(candidate) = Candidate::of(packet, self.datagrams) else { return false };
         if !self.goes_on_with(packet, candidate, open) {
             return false;
         }
         let payload = &packet[candidate.headers..];
         self.bytes.extend_from_slice(payload);
         self.packets += 1;
-        let pushed = packet[candidate.layer4 + FLAGS_AT] & PSH;
-        self.bytes[self.layer4 + FLAGS_AT] |= pushed;
-        let more = payload.len() == self.segment && pushed == 0 && self.packets < MOST_PACKETS;
+        let pushed = candidate.is_pushed(packet);
+        if pushed {
+            self.bytes[self.layer4 + FLAGS_AT] |= PSH;
+        }
+        let more = payload.len() == self.segment && !pushed && self.packets < MOST_PACKETS;
         self.open = more.then(|| Open {
             next_sequence: open.next_sequence.wrapping_add(payload.len() as u32),
             next_identification: open.next_identification.wrapping_add(1),
@@ -75,15 +96,24 @@ impl Run {
         let length = self.bytes.len();
         seal_ip_header(&mut self.bytes, self.layer4, length);
         // The rest of the sum is left to whoever cuts the run or reads it: each packet's own was right.
-        let pseudo = checksum::fold(checksum::pseudo_header(&self.bytes, TCP, length - self.layer4));
-        self.bytes[self.layer4 + TCP_CHECKSUM_AT..][..2].copy_from_slice(&pseudo.to_ne_bytes());
+        let pseudo =
+            checksum::fold(checksum::pseudo_header(&self.bytes, self.protocol, length - self.layer4));
+        let checksum_at = checksum_at(self.protocol);
+        self.bytes[self.layer4 + checksum_at..][..2].copy_from_slice(&pseudo.to_ne_bytes());
+        if self.protocol == UDP {
+            put16(&mut self.bytes, self.layer4 + UDP_LENGTH_AT, (length - self.layer4) as u16);
+        }
         let header = Header {
             flags: NEEDS_CHECKSUM,
-            kind: if self.bytes[0] >> 4 == 4 { TCP_V4 } else { TCP_V6 },
+            kind: match (self.protocol, self.bytes[0] >> 4) {
+                (UDP, _) => UDP_ANY,
+                (_, 4) => TCP_V4,
+                _ => TCP_V6,
+            },
             header_bytes: self.headers as u16,
             segment_bytes: self.segment as u16,
             checksum_start: self.layer4 as u16,
-            checksum_offset: TCP_CHECKSUM_AT as u16,
+            checksum_offset: checksum_at as u16,
         };
         (header.to_bytes(), &self.bytes)
     }
@@ -100,10 +130,11 @@ impl Run {
         self.bytes.extend_from_slice(packet);
         self.packets = 1;
         self.open = None;
-        let Some(candidate) = Candidate::of(packet) else { return };
-        (self.layer4, self.headers) = (candidate.layer4, candidate.headers);
+        let Some(candidate) = Candidate::of(packet, self.datagrams) else { return };
+        (self.protocol, self.layer4, self.headers) =
+            (candidate.protocol, candidate.layer4, candidate.headers);
         self.segment = packet.len() - candidate.headers;
-        if packet[candidate.layer4 + FLAGS_AT] & PSH == 0 {
+        if !candidate.is_pushed(packet) {
             self.open = Some(Open {
                 next_sequence: be32(packet, candidate.layer4 + 4).wrapping_add(self.segment as u32),
                 next_identification: be16(packet, 4).wrapping_add(1),
@@ -114,12 +145,16 @@ impl Run {
     fn goes_on_with(&self, packet: &[u8], candidate: Candidate, open: Open) -> bool {
         let (layer4, headers) = (candidate.layer4, candidate.headers);
         let payload = packet.len() - headers;
-        (self.layer4, self.headers) == (layer4, headers)
+        (self.protocol, self.layer4, self.headers) == (candidate.protocol, layer4, headers)
             && payload <= self.segment
             && self.bytes.len() + payload <= MOST_BYTES
-            && be32(packet, layer4 + 4) == open.next_sequence
             && self.same_ip_header(packet, open)
-            && self.same_tcp_header(packet, layer4, headers)
+            && if self.protocol == UDP {
+                self.bytes[layer4..layer4 + 4] == packet[layer4..layer4 + 4]
+            } else {
+                be32(packet, layer4 + 4) == open.next_sequence
+                    && self.same_tcp_header(packet, layer4, headers)
+            }
     }
 
     /// All that a cut restores from the first packet: class, lifetime, fragmentation, addresses.
@@ -151,35 +186,57 @@ impl Run {
 /// A packet that may begin or continue a run.
 #[derive(Clone, Copy)]
 struct Candidate {
+    protocol: u8,
     layer4: usize,
     headers: usize,
 }
 
 impl Candidate {
-    /// A whole TCP packet with payload, without IP options, with an ACK and perhaps a push and nothing else, and with a right
-    /// checksum: nobody looks at it again after it was joined.
-    fn of(packet: &[u8]) -> Option<Self> {
-        let layer4 = match packet.first()? {
+    /// A whole packet with payload, without IP options, and with a right checksum, since nobody looks at it again after it was
+    /// joined: of TCP, with an ACK and perhaps a push and nothing else; or of UDP.
+    fn of(packet: &[u8], datagrams: bool) -> Option<Self> {
+        let (layer4, protocol) = match packet.first()? {
             0x45 if packet.len() > 20 => {
-                let whole = be16(packet, 6) & 0x3fff == 0;
-                (whole && packet[9] == TCP && usize::from(be16(packet, 2)) == packet.len()).then_some(20)
+                let whole = be16(packet, 6) & 0x3fff == 0 && usize::from(be16(packet, 2)) == packet.len();
+                whole.then_some((20, packet[9]))
             }
             first if first >> 4 == 6 && packet.len() > 40 => {
-                (packet[6] == TCP && usize::from(be16(packet, 4)) == packet.len() - 40).then_some(40)
+                (usize::from(be16(packet, 4)) == packet.len() - 40).then_some((40, packet[6]))
             }
             _ => None,
         }?;
+        let headers = match protocol {
+            TCP => Self::headers_of_tcp(packet, layer4),
+            UDP if datagrams => Self::headers_of_udp(packet, layer4),
+            _ => None,
+        }?;
+        if headers >= packet.len() || (layer4 == 20 && checksum::of(&packet[..20], 0) != 0) {
+            return None;
+        }
+        let pseudo = checksum::pseudo_header(packet, protocol, packet.len() - layer4);
+        (checksum::of(&packet[layer4..], pseudo) == 0).then_some(Self { protocol, layer4, headers })
+    }
+
+    fn headers_of_tcp(packet: &[u8], layer4: usize) -> Option<usize> {
         if packet.len() < layer4 + TCP_HEADER_BYTES {
             return None;
         }
         let headers = layer4 + usize::from(packet[layer4 + 12] >> 4) * 4;
         let plain = packet[layer4 + FLAGS_AT] & !PSH == ACK;
-        if !plain || headers < layer4 + TCP_HEADER_BYTES || headers >= packet.len() {
-            return None;
-        }
-        let right_ip = layer4 != 20 || checksum::of(&packet[..20], 0) == 0;
-        let pseudo = checksum::pseudo_header(packet, TCP, packet.len() - layer4);
-        let right = right_ip && checksum::of(&packet[layer4..], pseudo) == 0;
-        right.then_some(Self { layer4, headers })
+        (plain && headers >= layer4 + TCP_HEADER_BYTES).then_some(headers)
+    }
+
+    /// A datagram without a checksum stays alone.
+    fn headers_of_udp(packet: &[u8], layer4: usize) -> Option<usize> {
+        let headers = layer4 + UDP_HEADER_BYTES;
+        let whole = packet.len() > headers
+            && usize::from(be16(packet, layer4 + UDP_LENGTH_AT)) == packet.len() - layer4
+            && be16(packet, layer4 + UDP_CHECKSUM_AT) != 0;
+        whole.then_some(headers)
+    }
+
+    /// Nothing follows it.
+    fn is_pushed(self, packet: &[u8]) -> bool {
+        self.protocol == TCP && packet[self.layer4 + FLAGS_AT] & PSH != 0
     }
 }

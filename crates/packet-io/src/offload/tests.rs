@@ -39,9 +39,27 @@ fn tcp(v6: bool, sequence: u32, identification: u16, flags: u8, payload: &[u8]) 
     packet
 }
 
+/// A datagram as a node sends it, checksum right.
+fn udp(v6: bool, identification: u16, payload: &[u8]) -> Vec<u8> {
+    let layer4 = if v6 { 40 } else { 20 };
+    let mut packet = tcp(v6, 0, identification, ACK, &[]);
+    packet.truncate(layer4 + UDP_HEADER_BYTES);
+    packet[if v6 { 6 } else { 9 }] = UDP;
+    packet.extend_from_slice(payload);
+    let length = packet.len();
+    seal_ip_header(&mut packet, layer4, length);
+    put16(&mut packet, layer4 + UDP_LENGTH_AT, (length - layer4) as u16);
+    put16(&mut packet, layer4 + UDP_CHECKSUM_AT, 0);
+    let pseudo = checksum::pseudo_header(&packet, UDP, length - layer4);
+    let sum = checksum::of(&packet[layer4..], pseudo);
+    packet[layer4 + UDP_CHECKSUM_AT..][..2].copy_from_slice(&sum.to_ne_bytes());
+    packet
+}
+
 /// All that the device would be given for these packets, one after the other.
 fn joined(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut run = Run::default();
+    run.join_datagrams(true);
     let mut frames = Vec::new();
     for packet in packets {
         if !run.add(packet) {
@@ -92,6 +110,40 @@ fn a_stream_becomes_one_frame_and_the_frame_the_stream_again() {
 }
 
 #[test]
+fn datagrams_of_one_size_become_one_frame_and_the_frame_the_datagrams_again() {
+    for v6 in [false, true] {
+        for size in [1, 64, 1000] {
+            let mut packets: Vec<_> = (0u16..20).map(|n| udp(v6, n, &vec![n as u8; size])).collect();
+            packets.push(udp(v6, 20, b"!"));
+            let frames = joined(&packets);
+            assert_eq!(frames.len(), 1);
+            assert_eq!(cut(frames), packets);
+        }
+    }
+}
+
+#[test]
+fn a_datagram_that_is_longer_or_follows_a_shorter_one_or_has_no_checksum_is_alone() {
+    let frames = |sizes: &[usize]| {
+        let packets: Vec<_> = (0u16..).zip(sizes).map(|(n, size)| udp(false, n, &vec![7; *size])).collect();
+        joined(&packets).len()
+    };
+    assert_eq!(frames(&[100, 100, 100]), 1);
+    assert_eq!(frames(&[100, 101]), 2);
+    assert_eq!(frames(&[100, 99, 99]), 2);
+    assert_eq!(frames(&[0, 0]), 2);
+    assert_eq!(frames(&[100; 65]), 2, "64 at most");
+    let mut unchecked = udp(false, 1, &[7; 100]);
+    put16(&mut unchecked, 26, 0);
+    assert_eq!(joined(&[udp(false, 0, &[7; 100]), unchecked]).len(), 2);
+    let mut run = Run::default();
+    assert!(
+        run.add(&udp(false, 0, &[7; 100])) && !run.add(&udp(false, 1, &[7; 100])),
+        "the device takes none"
+    );
+}
+
+#[test]
 fn what_does_not_follow_begins_a_frame_of_its_own() {
     let next = |change: fn(&mut Vec<u8>)| {
         let mut packets = stream(false, 2);
@@ -133,7 +185,7 @@ proptest! {
     #[test]
     fn any_frame_at_all_is_cut_or_refused_without_a_panic(
         mut frame in proptest::collection::vec(any::<u8>(), 0..200),
-        kind in prop_oneof![Just(0_u8), Just(TCP_V4), Just(TCP_V6), Just(TCP_V4 | ECN), any::<u8>()],
+        kind in prop_oneof![Just(0_u8), Just(TCP_V4), Just(TCP_V6), Just(TCP_V4 | ECN), Just(UDP_ANY), any::<u8>()],
         start in prop_oneof![Just(20_u16), Just(40), any::<u16>()],
         ip in prop_oneof![Just(0x45_u8), Just(0x60), any::<u8>()],
     ) {
