@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::plugin::{Plugin, Request};
-use isthmus_cni_kit::result::{AddResult, Interface};
+use isthmus_cni_kit::result::AddResult;
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags,
     LinkInfo,
@@ -202,22 +202,35 @@ fn ensure_gateways(host: &mut Net, bridge: &Link, wanted: &[IpNet], force: bool)
     )
 }
 
-struct Made {
+/// The bridge and its new port; the port's other end is in the pod.
+struct Joined {
     bridge: Link,
     port: Link,
-    pod: Link,
 }
 
-fn join(request: &Request, netns: &File, fields: &Fields, result: &mut AddResult) -> Result<Made, Error> {
+fn join(request: &Request, netns: &File, fields: &Fields) -> Result<Joined, Error> {
     let mut host = Net::here()?;
     let bridge = ensure_bridge(&mut host, fields)?;
     let wanted =
         veth::Wanted { mtu: fields.mtu.unwrap_or(0), pod_mac: settings::mac(request)?, router: false };
     let port = veth::make(request, netns, &mut host, wanted)?;
     host.execute("make the interface a port of the bridge", &port_requests(port.index, &bridge, fields))?;
-    let gateways = complete(result, fields);
+    Ok(Joined { bridge, port })
+}
+
+fn set_up(
+    request: &Request,
+    fields: &Fields,
+    Joined { bridge, port }: Joined,
+    mut result: AddResult,
+) -> Result<AddResult, Error> {
+    let mut host = Net::here()?;
+    for ip in &mut result.ips {
+        ip.interface = Some(2);
+    }
+    let gateways = complete(&mut result, fields);
     let address = AddressOptions { detect_duplicates: fields.enabledad, ..AddressOptions::default() };
-    let mut pod = pod::set_up(request, result, pod::SetUp { address, via_gateway: false })?;
+    let mut pod = pod::set_up(request, &result, pod::SetUp { address, via_gateway: false })?;
     if fields.disable_container_interface {
         Net::inside(pod::path(request)?)?.execute("take the interface down", &[down(pod.index)])?;
         pod.up = false;
@@ -235,18 +248,9 @@ fn join(request: &Request, netns: &File, fields: &Fields, result: &mut AddResult
     if fields.macspoofchk {
         spoof::add(request, &port.name, &pod.mac)?;
     }
-    Ok(Made { bridge: host.named(&bridge.name, "bridge")?, port, pod })
-}
-
-fn build(request: &Request, netns: &File, mut result: AddResult) -> Result<AddResult, Error> {
-    let fields = Fields::of(request)?;
-    for ip in &mut result.ips {
-        ip.interface = Some(2);
-    }
-    let made = join(request, netns, &fields, &mut result).inspect_err(|_| drop(undo(request)))?;
-    let host = |link: &Link| Interface { mtu: Some(link.mtu), ..pod::interface(link, "") };
-    let inside = pod::interface(&made.pod, &pod::sandbox(request));
-    result.interfaces = vec![host(&made.bridge), host(&made.port), inside];
+    let bridge = host.named(&bridge.name, "bridge")?;
+    let inside = pod::interface(&pod, &pod::sandbox(request));
+    result.interfaces = vec![pod::interface(&bridge, ""), pod::interface(&port, ""), inside];
     Ok(result)
 }
 
@@ -258,11 +262,18 @@ fn undo(request: &Request) -> Result<(), Error> {
 
 impl Plugin for Bridge {
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        Fields::of(request)?;
+        let fields = Fields::of(request)?;
         settings::mac(request)?;
         let netns = pod::open(request)?;
         pod::refuse_taken(request)?;
-        with_addresses(request, Ipam::Optional, |result| build(request, &netns, result))
+        let make = || join(request, &netns, &fields);
+        with_addresses(
+            request,
+            Ipam::Optional,
+            make,
+            |made, result| set_up(request, &fields, made, result),
+            undo,
+        )
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {

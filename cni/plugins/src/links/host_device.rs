@@ -12,7 +12,7 @@ use isthmus_cni_kit::result::{AddResult, Interface};
 use rtnetlink::packet_route::link::LinkAttribute;
 use serde::Deserialize;
 
-use super::{Ipam, forward, with_addresses};
+use super::{Ipam, forward, in_pod, with_addresses};
 use crate::failure::{self, invalid};
 use crate::net::link::Link;
 use crate::net::{Net, change_link, down, pod};
@@ -107,7 +107,7 @@ fn find(device: &Device, host: &mut Net) -> Result<Link, Error> {
 /// The plugin.
 pub(crate) struct HostDevice;
 
-fn take_in(request: &Request, device: &Device) -> Result<Link, Error> {
+fn take_in(request: &Request, device: &Device) -> Result<(), Error> {
     let netns = pod::open(request)?;
     let mut host = Net::here()?;
     let link = find(device, &mut host)?;
@@ -119,8 +119,7 @@ fn take_in(request: &Request, device: &Device) -> Result<Link, Error> {
             vec![LinkAttribute::NetNsFd(netns.as_raw_fd()), LinkAttribute::IfName(request.ifname.clone())],
         ),
     ];
-    host.execute("move the interface into the container", &requests)?;
-    Ok(link)
+    host.execute("move the interface into the container", &requests)
 }
 
 /// Moves the device back under its own name. What is not there, or did not come from here, is left.
@@ -140,18 +139,11 @@ fn give_back(request: &Request) -> Result<(), Error> {
 }
 
 impl HostDevice {
-    fn build(request: &Request, device: &Device, mut result: AddResult) -> Result<AddResult, Error> {
-        take_in(request, device)?;
-        for ip in &mut result.ips {
-            ip.interface = Some(0);
-        }
-        let made = pod::set_up(request, &result, pod::SetUp::default());
-        let link = made.inspect_err(|_| drop(give_back(request)))?;
-        let mut interface = pod::interface(&link, &pod::sandbox(request));
-        if let Device::Pci(address) = device {
+    fn set_up(request: &Request, device: &Device, result: AddResult) -> Result<AddResult, Error> {
+        let mut result = in_pod::set_up(request, result)?;
+        if let (Device::Pci(address), Some(interface)) = (device, result.interfaces.first_mut()) {
             interface.pci_id = Some(address.clone());
         }
-        result.interfaces = vec![interface];
         Ok(result)
     }
 }
@@ -162,18 +154,18 @@ impl Plugin for HostDevice {
         let device = fields.device(request)?;
         if let (true, Device::Pci(address)) = (fields.dpdk_mode, &device) {
             // A program of the pod drives it: there is no interface to move.
-            return with_addresses(request, Ipam::Optional, |mut result| {
-                result.interfaces = vec![Interface {
-                    name: request.ifname.clone(),
-                    sandbox: pod::sandbox(request),
-                    pci_id: Some(address.clone()),
-                    ..Interface::default()
-                }];
-                Ok(result)
-            });
+            let interface = Interface {
+                name: request.ifname.clone(),
+                sandbox: pod::sandbox(request),
+                pci_id: Some(address.clone()),
+                ..Interface::default()
+            };
+            let set_up = |(), result| Ok(AddResult { interfaces: vec![interface], ..result });
+            return with_addresses(request, Ipam::Optional, || Ok(()), set_up, |_| Ok(()));
         }
         pod::refuse_taken(request)?;
-        with_addresses(request, Ipam::Optional, |result| Self::build(request, &device, result))
+        let set_up = |(), result| Self::set_up(request, &device, result);
+        with_addresses(request, Ipam::Optional, || take_in(request, &device), set_up, give_back)
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {

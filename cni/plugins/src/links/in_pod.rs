@@ -37,22 +37,14 @@ pub(crate) trait Kind {
 /// The plugin of a kind.
 pub(crate) struct InPod<K>(pub(crate) K);
 
-impl<K: Kind> InPod<K> {
-    fn build(&self, request: &Request, netns: &File, mut result: AddResult) -> Result<AddResult, Error> {
-        for ip in &mut result.ips {
-            ip.interface = Some(0);
-        }
-        let made = self.0.make(request, netns);
-        let made = made.and_then(|()| pod::set_up(request, &result, pod::SetUp::default()));
-        let link = made.inspect_err(|error| {
-            // One that somebody else made meanwhile is not ours to delete. The first error is the one to tell.
-            if error.code != failure::EXISTS {
-                let _ = delete(request);
-            }
-        })?;
-        result.interfaces = vec![pod::interface(&link, &pod::sandbox(request))];
-        Ok(result)
+/// The result of an interface that is the only one.
+pub(super) fn set_up(request: &Request, mut result: AddResult) -> Result<AddResult, Error> {
+    for ip in &mut result.ips {
+        ip.interface = Some(0);
     }
+    let link = pod::set_up(request, &result, pod::SetUp::default())?;
+    result.interfaces = vec![pod::interface(&link, &pod::sandbox(request))];
+    Ok(result)
 }
 
 fn delete(request: &Request) -> Result<(), Error> {
@@ -67,7 +59,8 @@ impl<K: Kind> Plugin for InPod<K> {
         self.0.validate(request)?;
         let netns = pod::open(request)?;
         pod::refuse_taken(request)?;
-        with_addresses(request, K::IPAM, |result| self.build(request, &netns, result))
+        let make = || self.0.make(request, &netns);
+        with_addresses(request, K::IPAM, make, |(), result| set_up(request, result), delete)
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {

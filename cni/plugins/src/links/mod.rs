@@ -19,7 +19,7 @@ use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::{Request, delegate};
 use isthmus_cni_kit::result::AddResult;
 
-use crate::failure::invalid;
+use crate::failure::{self, invalid};
 use crate::ipam::EXEC;
 use crate::net::Net;
 use crate::net::link::Link;
@@ -32,30 +32,44 @@ pub(crate) enum Ipam {
     Optional,
 }
 
-/// Gets addresses from the plugin that the configuration names, then makes the interface. If that fails, the addresses are given back.
-pub(crate) fn with_addresses(
+/// Makes the interface, gets addresses from the plugin that the configuration names, and sets the interface up with them. The interface is
+/// there first: `dhcp` asks for addresses on it. If a step fails, the addresses are given back, then `undo` takes the interface away.
+pub(crate) fn with_addresses<L>(
     request: &Request,
     ipam: Ipam,
-    make: impl FnOnce(AddResult) -> Result<AddResult, Error>,
+    make: impl FnOnce() -> Result<L, Error>,
+    set_up: impl FnOnce(L, AddResult) -> Result<AddResult, Error>,
+    undo: impl FnOnce(&Request) -> Result<(), Error>,
 ) -> Result<AddResult, Error> {
-    match request.config.ipam_type() {
+    let plugin = request.config.ipam_type();
+    if ipam == Ipam::Required && plugin.is_none() {
+        return Err(invalid("ipam.type of the configuration is missing"));
+    }
+    let finish = |link| match plugin {
         Some(plugin) => delegate::add_then(request, &EXEC, plugin, |mut result| {
             if result.ips.is_empty() && ipam == Ipam::Required {
                 return Err(invalid(format!("the IPAM plugin {plugin} returned no address")));
             }
             result.interfaces.clear();
-            make(result)
+            set_up(link, result)
         }),
-        None if ipam == Ipam::Required => Err(invalid("ipam.type of the configuration is missing")),
-        None => make(AddResult::default()),
-    }
-    .and_then(|mut result| {
-        let dns = request.config.dns()?;
-        if !dns.is_empty() {
-            result.dns = dns;
+        None => set_up(link, AddResult::default()),
+    };
+    let mut result = match make() {
+        // The first error is the one to tell.
+        Ok(link) => finish(link).inspect_err(|_| drop(undo(request)))?,
+        // One that somebody else made meanwhile is not ours to delete.
+        Err(error) if error.code == failure::EXISTS => return Err(error),
+        Err(error) => {
+            let _ = undo(request);
+            return Err(error);
         }
-        Ok(result)
-    })
+    };
+    let dns = request.config.dns()?;
+    if !dns.is_empty() {
+        result.dns = dns;
+    }
+    Ok(result)
 }
 
 /// Hands DEL, CHECK, STATUS or GC to the IPAM plugin, if there is one.

@@ -37,7 +37,7 @@ fn gateway(ip: &Ip) -> Result<IpAddr, Error> {
 
 /// The host's end has the gateways' addresses and a route to each of the pod's.
 fn host_requests(index: u32, ips: &[Ip]) -> Result<Vec<isthmus_netlink::Request>, Error> {
-    let mut requests = vec![up(index)];
+    let mut requests = Vec::new();
     let mut gateways: Vec<IpAddr> = ips.iter().map(gateway).collect::<Result<_, _>>()?;
     gateways.sort();
     gateways.dedup();
@@ -55,30 +55,34 @@ fn host_requests(index: u32, ips: &[Ip]) -> Result<Vec<isthmus_netlink::Request>
     Ok(requests)
 }
 
-fn build(request: &Request, netns: &File, mut result: AddResult) -> Result<AddResult, Error> {
-    let fields: Fields = request.config.settings()?;
+fn make(request: &Request, netns: &File, fields: &Fields) -> Result<Link, Error> {
     let mut host = Net::here()?;
     let wanted =
         veth::Wanted { mtu: fields.mtu.unwrap_or(0), pod_mac: settings::mac(request)?, router: true };
+    let link = veth::make(request, netns, &mut host, wanted)?;
+    host.execute("take the host's end up", &[up(link.index)])?;
+    Ok(link)
+}
+
+fn set_up(
+    request: &Request,
+    fields: &Fields,
+    outside: &Link,
+    mut result: AddResult,
+) -> Result<AddResult, Error> {
+    let mut host = Net::here()?;
     for ip in &mut result.ips {
         ip.interface = Some(1);
     }
-    let mut join = || {
-        let link = veth::make(request, netns, &mut host, wanted)?;
-        host.execute("set up the host's end", &host_requests(link.index, &result.ips)?)?;
-        let inside =
-            pod::set_up(request, &result, pod::SetUp { via_gateway: true, ..pod::SetUp::default() })?;
-        host.wait_until_it_sends(link.index)?;
-        let has = |v6: bool| result.ips.iter().any(|ip| matches!(ip.address, IpNet::V6(_)) == v6);
-        sysctl::forward(has(false), has(true))?;
-        if fields.ip_masq {
-            masquerade::add(request, &result.ips)?;
-        }
-        Ok((link, inside))
-    };
-    let made: Result<(Link, Link), Error> = join();
-    let (outside, inside) = made.inspect_err(|_| drop(undo(request)))?;
-    result.interfaces = vec![pod::interface(&outside, ""), pod::interface(&inside, &pod::sandbox(request))];
+    host.execute("set up the host's end", &host_requests(outside.index, &result.ips)?)?;
+    let inside = pod::set_up(request, &result, pod::SetUp { via_gateway: true, ..pod::SetUp::default() })?;
+    host.wait_until_it_sends(outside.index)?;
+    let has = |v6: bool| result.ips.iter().any(|ip| matches!(ip.address, IpNet::V6(_)) == v6);
+    sysctl::forward(has(false), has(true))?;
+    if fields.ip_masq {
+        masquerade::add(request, &result.ips)?;
+    }
+    result.interfaces = vec![pod::interface(outside, ""), pod::interface(&inside, &pod::sandbox(request))];
     Ok(result)
 }
 
@@ -89,10 +93,17 @@ fn undo(request: &Request) -> Result<(), Error> {
 
 impl Plugin for Ptp {
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        request.config.settings::<Fields>()?;
+        let fields: Fields = request.config.settings()?;
         let netns = pod::open(request)?;
         pod::refuse_taken(request)?;
-        with_addresses(request, Ipam::Required, |result| build(request, &netns, result))
+        let make = || make(request, &netns, &fields);
+        with_addresses(
+            request,
+            Ipam::Required,
+            make,
+            |link, result| set_up(request, &fields, &link, result),
+            undo,
+        )
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {

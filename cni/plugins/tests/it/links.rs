@@ -124,6 +124,56 @@ fn an_add_that_cannot_be_finished_leaves_neither_link_nor_lease() {
     assert!(!pod.sh("ip -o link").contains("eth0"));
 }
 
+/// Writes down what it sees of the interface, and fails or not.
+const PROBE: &str = r#"#!/bin/sh
+cat > /dev/null
+[ "$CNI_COMMAND" = ADD ] || { echo "$CNI_COMMAND" >> "$0.seen"; exit 0; }
+nsenter --net="$CNI_NETNS" ip -o link show "$CNI_IFNAME" >> "$0.seen" || exit 1
+[ -e "$0.fails" ] && { echo '{"code":11,"msg":"no address"}'; exit 1; }
+echo '{"cniVersion":"1.1.0","ips":[{"address":"10.77.0.2/24","gateway":"10.77.0.1"}]}'
+"#;
+
+/// `dhcp` asks for addresses on the interface. If there are none, both are as before.
+#[test]
+fn the_interface_is_in_the_pod_when_addresses_are_asked_for_and_goes_when_there_are_none() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(node) = Node::new("order") else { return };
+    let far = node.pod("far");
+    node.lab.cable((&node.host, "nic0", &[]), (&far, "eth0", &[]));
+    node.host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
+    let file = node.path[0].join("probe");
+    std::fs::write(&file, PROBE).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (seen, fails) = (node.path[0].join("probe.seen"), node.path[0].join("probe.fails"));
+    let before = [node.links(), vec!["t0".to_owned()]].concat();
+    for (plugin, more) in [
+        ("bridge", json!({ "bridge": "t0", "isGateway": true, "ipMasq": true, "macspoofchk": true })),
+        ("ptp", json!({ "ipMasq": true })),
+        ("macvlan", json!({ "master": "up0" })),
+        ("tap", json!({})),
+        ("host-device", json!({ "device": "nic0" })),
+    ] {
+        let config = with(&config(&node, plugin, &more), &json!({ "ipam": { "type": "probe" } }));
+        let pod = node.pod("pod");
+        let this = Pod::of("c", &pod);
+        node.add(&this, &config);
+        node.del(&this, &config);
+        std::fs::write(&fails, "").unwrap();
+        assert_eq!(node.call("ADD", Some(&this), &config).unwrap_err().code, 11, "{plugin}");
+        std::fs::remove_file(&fails).unwrap();
+        let lines = std::fs::read_to_string(&seen).unwrap();
+        let words: Vec<&str> =
+            lines.lines().map(|line| if line.contains("eth0") { "eth0" } else { line }).collect();
+        assert_eq!(words, ["eth0", "DEL", "eth0", "DEL"], "{plugin}");
+        std::fs::remove_file(&seen).unwrap();
+        assert!(!pod.sh("ip -o link").contains("eth0"), "{plugin} left its interface");
+        let mut left = node.links();
+        left.retain(|name| !before.contains(name));
+        assert!(left.is_empty(), "{plugin} left {left:?}");
+    }
+    assert!(!node.host.sh("nft list ruleset").contains("10.77.0"));
+}
+
 #[test]
 fn macvlan_gives_a_pod_an_ethernet_address_of_its_own() {
     let Some(node) = Node::new("macvlan") else { return };
