@@ -8,6 +8,17 @@ pub(crate) mod cni {
     pub(crate) mod call;
 }
 
+/// DHCP: messages, the client that they come to, and leases as they are kept.
+#[path = "../../cni/plugins/src/ipam/dhcp"]
+#[allow(dead_code, reason = "more is there than is run here")]
+pub(crate) mod dhcp {
+    pub(crate) mod calls;
+    pub(crate) mod client;
+    pub(crate) mod lease;
+    pub(crate) mod record;
+    pub(crate) mod wire;
+}
+
 /// The lines between agent and data plane.
 #[path = "../../crates/dataplane/src"]
 #[allow(dead_code, reason = "more is there than is run here")]

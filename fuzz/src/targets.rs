@@ -9,6 +9,8 @@ pub(crate) mod cni_wire;
 mod compiled;
 pub(crate) mod corefile;
 pub(crate) mod dataplane_lines;
+pub(crate) mod dhcp_messages;
+pub(crate) mod dhcp_records;
 pub(crate) mod invitation;
 pub(crate) mod journal;
 pub(crate) mod ledger;

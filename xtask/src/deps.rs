@@ -10,6 +10,7 @@ use crate::run::{command, output, step, succeeds};
 
 /// A program that must be there, and the Debian package that brings it.
 const PROGRAMS: &[(&str, &str)] = &[
+    ("/usr/bin/busybox", "busybox-static"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/docker", "docker.io"),
     ("/usr/bin/gcc", "gcc"),

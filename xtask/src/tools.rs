@@ -93,6 +93,7 @@ pub const CNI: ToolGroup = ToolGroup {
         ("cnitool", "github.com/containernetworking/cni/cnitool"),
         ("bandwidth", "github.com/containernetworking/plugins/plugins/meta/bandwidth"),
         ("bridge", "github.com/containernetworking/plugins/plugins/main/bridge"),
+        ("dhcp", "github.com/containernetworking/plugins/plugins/ipam/dhcp"),
         ("dummy", "github.com/containernetworking/plugins/plugins/main/dummy"),
         ("firewall", "github.com/containernetworking/plugins/plugins/meta/firewall"),
         ("host-device", "github.com/containernetworking/plugins/plugins/main/host-device"),

@@ -16,6 +16,7 @@ The reference plugins of CNI in one program.
 Usage:
   isthmus-plugins install [--copy] DIR [NAME…]   link the plugins (all, or those named) into DIR, such as /opt/cni/bin
   isthmus-plugins list                           name the plugins
+  isthmus-plugins dhcp daemon [OPTION…]          what the plugin dhcp asks for leases; --help lists the options
   isthmus-plugins --help | --version
 
 Called by a plugin's name, it is that plugin: the runtime does this. A link that points elsewhere is replaced, a file is not.

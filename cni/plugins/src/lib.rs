@@ -33,6 +33,7 @@ const PLUGINS: &[Named] = &[
     ("bandwidth", || Box::new(chained::bandwidth::Bandwidth)),
     ("bond", || Box::new(links::in_pod::InPod(links::bond::Bond))),
     ("bridge", || Box::new(links::bridge::Bridge)),
+    ("dhcp", || Box::new(ipam::dhcp::Dhcp)),
     ("dummy", || Box::new(links::in_pod::InPod(links::dummy::Dummy))),
     ("firewall", || Box::new(chained::firewall::Firewall)),
     ("host-device", || Box::new(links::host_device::HostDevice)),
@@ -61,9 +62,16 @@ pub fn plugin(name: &str) -> Option<Box<dyn Plugin>> {
     PLUGINS.iter().find(|(known, _)| *known == name).map(|(_, make)| make())
 }
 
-/// Runs the plugin that the program is called by, or speaks to the person who called it by its own name.
+/// Runs the plugin that the program is called by, or speaks to the person who called it by its own name. `dhcp daemon` runs the daemon of
+/// that plugin, by either name.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let words: Vec<&str> = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default()).collect();
+    match (called.to_str(), words.as_slice()) {
+        (Some("dhcp"), ["daemon", ..]) => return ipam::dhcp::daemon(&arguments[2..]),
+        (_, ["dhcp", "daemon", ..]) => return ipam::dhcp::daemon(&arguments[3..]),
+        _ => {}
+    }
     match called.to_str().and_then(plugin) {
         Some(plugin) => plugin::main(plugin.as_ref()),
         None => install::command(&arguments[1.min(arguments.len())..]),

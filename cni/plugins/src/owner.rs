@@ -24,7 +24,8 @@ fn hash(parts: &[&str], digits: usize) -> String {
     text
 }
 
-fn key_of(network: &str, container: &str, ifname: &str) -> String {
+/// The mark of an attachment.
+pub(crate) fn key_of(network: &str, container: &str, ifname: &str) -> String {
     format!("{}-{}", hash(&[network], 8), hash(&[network, container, ifname], 24))
 }
 

@@ -17,7 +17,9 @@ pub fn add(request: &Request, exec: &dyn Exec, plugin: &str) -> Result<AddResult
     let printed = call(request, exec, plugin, Command::Add)?;
     let json: Value = serde_json::from_slice(&printed)
         .map_err(|error| Error::new(code::DECODING, format!("the result of {plugin} is no JSON: {error}")))?;
-    AddResult::from_json(&json, request.config.version()).map(|(_, result)| result)
+    let (_, mut result) = AddResult::from_json(&json, request.config.version())?;
+    result.recall_details();
+    Ok(result)
 }
 
 /// Has the other plugin add, then does the rest with its result. If either fails, the other one deletes again.

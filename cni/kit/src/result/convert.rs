@@ -33,10 +33,34 @@ pub(super) fn read(json: &Value, fallback: Version) -> Result<(Version, AddResul
     }
     let mut result: AddResult = serde_json::from_value(Value::Object(object)).map_err(undecodable)?;
     if !version.has_details() {
-        result.interfaces.iter_mut().for_each(set_aside_interface);
-        result.routes.iter_mut().for_each(set_aside_route);
+        set_details_aside(&mut result);
     }
     Ok((version, result))
+}
+
+pub(super) fn set_details_aside(result: &mut AddResult) {
+    result.interfaces.iter_mut().for_each(set_aside_interface);
+    result.routes.iter_mut().for_each(set_aside_route);
+}
+
+/// What is not of its type stays where it is.
+pub(super) fn recall_details(result: &mut AddResult) {
+    for route in &mut result.routes {
+        for (key, field) in [
+            ("mtu", &mut route.mtu),
+            ("advmss", &mut route.advmss),
+            ("priority", &mut route.priority),
+            ("table", &mut route.table),
+            ("scope", &mut route.scope),
+        ] {
+            if let Some(number) =
+                route.extra.get(key).and_then(Value::as_u64).and_then(|number| number.try_into().ok())
+            {
+                *field = Some(number);
+                route.extra.remove(key);
+            }
+        }
+    }
 }
 
 /// Takes the family out of an address, after comparing it with the address.

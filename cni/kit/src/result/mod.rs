@@ -156,6 +156,17 @@ impl AddResult {
         convert::read(json, fallback)
     }
 
+    /// Makes the fields of 1.1.0 fields that an older version passes on without knowing them: so [`to_json`](Self::to_json) keeps them.
+    /// Plugins for addresses tell the plugin that called them about routes this way, as the Go project's do in each version.
+    pub fn set_details_aside(&mut self) {
+        convert::set_details_aside(self);
+    }
+
+    /// The other way round, for routes.
+    pub fn recall_details(&mut self) {
+        convert::recall_details(self);
+    }
+
     /// Writes the result as `version` has it, as far as that version can express it.
     pub fn to_json(&self, version: Version) -> Result<Value, Error> {
         convert::write(self, version)

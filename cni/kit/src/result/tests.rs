@@ -214,3 +214,19 @@ fn p11_the_answer_to_version_reads_back_as_itself() {
     assert_eq!(VersionResult::from_json(&json!({"cniVersion": "0.1.0"})).unwrap().supported, ["0.1.0"]);
     assert!(VersionResult::from_json(&json!(3)).is_err());
 }
+
+#[test]
+fn a_plugin_for_addresses_tells_its_caller_of_routes_details_in_a_version_that_has_none() {
+    let route = json!({"dst": "10.9.0.0/16", "mtu": 1400, "priority": 7, "scope": 253});
+    let written = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}], "routes": [route]});
+    let (_, result) = AddResult::from_json(&written, Version::NEWEST).unwrap();
+    for version in [Version::V0_3_0, Version::V1_0_0] {
+        let mut aside = result.clone();
+        aside.set_details_aside();
+        let printed = aside.to_json(version).unwrap();
+        let (_, mut read) = AddResult::from_json(&printed, version).unwrap();
+        assert_eq!(read.routes[0].priority, None);
+        read.recall_details();
+        assert_eq!(read.routes, result.routes, "{version}: {printed}");
+    }
+}

@@ -9,7 +9,7 @@ use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Dns, Ip};
 use serde::Deserialize;
 
-use super::{Routes, asked_for, fields, parse_asked};
+use super::{Routes, asked_for, fields, parse_asked, told};
 use crate::failure::{changed, invalid};
 
 /// Fields of `ipam`.
@@ -83,7 +83,9 @@ impl Plugin for Fixed {
             gateway: one.gateway,
             extra: serde_json::Map::new(),
         });
-        Ok(AddResult { ips: ips.collect(), routes: fields.routes, dns: fields.dns, ..AddResult::default() })
+        let result =
+            AddResult { ips: ips.collect(), routes: fields.routes, dns: fields.dns, ..AddResult::default() };
+        Ok(told(request, result))
     }
 
     fn del(&self, _: &Request) -> Result<(), Error> {

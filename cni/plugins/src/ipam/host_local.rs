@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::range::RangeSet;
 use super::store::{Holder, Store};
-use super::{Routes, asked_for, fields, parse_asked, read_resolv_conf};
+use super::{Routes, asked_for, fields, parse_asked, read_resolv_conf, told};
 use crate::failure::{changed, invalid};
 
 /// Fields of `ipam`.
@@ -166,7 +166,7 @@ impl Plugin for HostLocal {
         match reserve(request, &store, &config.sets, &mut taken) {
             Ok(ips) => {
                 result.ips = ips;
-                Ok(result)
+                Ok(told(request, result))
             }
             Err(error) => {
                 // The first error is the one to tell.

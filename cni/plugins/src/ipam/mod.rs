@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Plugins that give addresses, and what other plugins call them with.
 
+pub(crate) mod dhcp;
 pub(crate) mod fixed;
 pub(crate) mod host_local;
 mod range;
@@ -12,15 +13,15 @@ use ipnet::IpNet;
 use isthmus_cni_kit::config::capabilities::Ips;
 use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::Request;
-use isthmus_cni_kit::result::{Dns, Route};
+use isthmus_cni_kit::result::{AddResult, Dns, Route};
 use isthmus_cni_kit::runtime::exec::CniPath;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::failure::invalid;
 
-/// An IPAM plugin may ask a server far away.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// An IPAM plugin may ask a server far away: `dhcp` gives up after 208 s.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Runs plugins from where the request says that they are.
 pub(crate) const EXEC: CniPath = CniPath { deadline: PATIENCE };
@@ -55,6 +56,16 @@ pub(crate) fn parse_asked(text: &str) -> Result<(std::net::IpAddr, Option<IpNet>
     let net = text.parse::<IpNet>().ok();
     let address = net.map(|net| net.addr()).or_else(|| text.parse().ok());
     address.map(|address| (address, net)).ok_or_else(|| invalid(format!("{text:?} is no IP address")))
+}
+
+/// The result for whoever asks for addresses. It has what routes are like in versions, too, whose specification does not have it, but for
+/// the oldest: as the Go plugins.
+pub(crate) fn told(request: &Request, mut result: AddResult) -> AddResult {
+    let version = request.config.version();
+    if version.has_interfaces() && !version.has_details() {
+        result.set_details_aside();
+    }
+    result
 }
 
 /// Name servers and the like, as `resolv.conf` has them.

@@ -5,6 +5,7 @@ mod addresses;
 mod chained;
 mod cnitool;
 mod conformance;
+mod dhcp;
 mod kernel_links;
 mod links;
 mod node;

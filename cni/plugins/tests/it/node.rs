@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program under test. In the virtual machine it lies beside the tests.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let built = PathBuf::from(env!("CARGO_BIN_EXE_isthmus-plugins"));
     let beside = || std::env::current_exe().expect("a path").with_file_name("isthmus-plugins");
     if built.exists() { built } else { beside() }

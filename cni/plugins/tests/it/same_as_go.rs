@@ -83,7 +83,7 @@ fn host_local_and_static_print_what_the_go_plugins_print() {
     let config = |_: &Node| {
         json!({ "name": "net", "type": "static", "ipam": {
             "type": "static", "addresses": [{ "address": "10.77.0.5/24", "gateway": "10.77.0.1" }],
-            "routes": [{ "dst": "10.9.0.0/16", "gw": "10.77.0.9" }, { "dst": "0.0.0.0/0" }],
+            "routes": [{ "dst": "10.9.0.0/16", "gw": "10.77.0.9", "priority": 7 }, { "dst": "0.0.0.0/0", "mtu": 1400 }],
             "dns": { "nameservers": ["10.77.0.53"], "search": ["example"] },
         } })
     };
