@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::own_ips;
 use crate::failure::invalid;
-use crate::net::{Net, pod};
+use crate::net::{Net, conntrack, pod};
 use crate::nft::{self, Chain, apply, family_of};
 use crate::{owner, sysctl};
 
@@ -168,6 +168,30 @@ fn let_loopback_out(request: &Request, config: &Config, result: &AddResult) -> R
     Ok(())
 }
 
+/// Connections of UDP to the mapped ports that lead elsewhere end: where their first packet went, the others would go on to.
+fn end_stale(config: &Config, ips: &[&Ip]) -> Result<(), Error> {
+    if !config.mappings.iter().any(|one| one.protocol == "udp") {
+        return Ok(());
+    }
+    let own = Net::here()?.all_addresses()?;
+    let pods = first_of_each_family(ips);
+    conntrack::end_where(|one| {
+        own.contains(&one.to.ip())
+            && config.mappings.iter().any(|mapping| {
+                let at = mapping.host_ip.is_none_or(|host| host.is_unspecified() || host == one.to.ip());
+                let right = pods.contains(&one.answers.ip()) && one.answers.port() == mapping.container_port;
+                mapping.protocol == "udp" && one.to.port() == mapping.host_port && at && !right
+            })
+    })
+}
+
+/// Connections of UDP that lead to the pod from another address end with its rules.
+fn end_own(request: &Request) -> Result<(), Error> {
+    let Some(result) = request.config.prev_result()? else { return Ok(()) };
+    let pods: Vec<IpAddr> = own_ips(request, &result)?.iter().map(|ip| ip.address.addr()).collect();
+    conntrack::end_where(|one| pods.contains(&one.answers.ip()) && one.to.ip() != one.answers.ip())
+}
+
 /// The plugin.
 pub(crate) struct Portmap;
 
@@ -194,16 +218,20 @@ impl Plugin for Portmap {
         config.return_rules(&ips).iter().for_each(|rule| lines.push_str(&RETURNS.rule(rule, &mark)));
         apply(&lines)?;
         let_loopback_out(request, &config, &result)?;
+        // They end by themselves, too, if nobody sends for a while: a kernel that does not let us is no reason to fail.
+        let _ = end_stale(&config, &ips);
         Ok(result)
     }
 
     /// Without runtimeConfig too, which DEL need not have: whatever rules the attachment has go.
     fn del(&self, request: &Request) -> Result<(), Error> {
-        match delete(request) {
+        let deleted = match delete(request) {
             // Without the program there cannot be rules that it made.
-            Err(error) if error.code == code::UNAVAILABLE => Ok(()),
+            Err(error) if error.code == code::UNAVAILABLE => return Ok(()),
             other => other,
-        }
+        };
+        let _ = end_own(request);
+        deleted
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kernel's links, addresses, routes and rules, in the host's namespace or in a pod's.
 
+pub(crate) mod conntrack;
 pub(crate) mod link;
 pub(crate) mod pod;
 pub(crate) mod route;

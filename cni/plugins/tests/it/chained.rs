@@ -2,7 +2,7 @@
 //! Plugins that follow another one.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use isthmus_testkit::{Namespace, within};
@@ -92,6 +92,69 @@ fn portmap_leads_ports_of_the_host_to_the_pod_from_outside_from_the_host_and_fro
     node.add(&this, &config);
     node.gc(&config, &[]).unwrap();
     assert!(!node.host.sh("nft list ruleset").contains("8080"));
+}
+
+/// Answers every datagram with the name.
+fn echo(space: &Namespace, port: u16, name: &'static str) {
+    space.run(move || {
+        let socket = UdpSocket::bind(("::", port)).expect("a port");
+        std::thread::spawn(move || {
+            while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+                let _ = socket.send_to(name.as_bytes(), from);
+            }
+        });
+    });
+}
+
+/// UDP has no end that could be seen: without help, a client that goes on with its port would reach what was there before.
+#[test]
+fn datagrams_of_a_client_that_goes_on_reach_the_pod_that_has_the_port_now() {
+    let Some(node) = Node::new("datagrams") else { return };
+    let (one, two, far) = (node.pod("one"), node.pod("two"), node.pod("far"));
+    node.lab.cable(
+        (&node.host, "up0", &["192.0.2.1/24", "fd00:2::1/64"]),
+        (&far, "eth0", &["192.0.2.2/24", "fd00:2::2/64"]),
+    );
+    let runtime = json!({ "portMappings": [{ "hostPort": 8053, "containerPort": 53, "protocol": "udp" }] });
+    let pods = [(Pod::of("c1", &one), "one"), (Pod::of("c2", &two), "two")];
+    let configs = pods.map(|(pod, name)| {
+        echo(pod.space.unwrap(), 53, name);
+        chained("portmap", &bridged(&node, &pod), &json!({ "runtimeConfig": runtime }))
+    });
+    let clients = ["192.0.2.2:4000", "[fd00:2::2]:4000"].map(|address| {
+        let address: SocketAddr = address.parse().unwrap();
+        let server = if address.is_ipv6() { "[fd00:2::1]:8053" } else { "192.0.2.1:8053" };
+        far.run(move || {
+            let socket = UdpSocket::bind(address).expect("a port");
+            socket.connect(server).expect("a route");
+            socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+            socket
+        })
+    });
+    let answer = |client: &UdpSocket| {
+        let mut bytes = [0; 64];
+        client.send(b"?")?;
+        let length = client.recv(&mut bytes)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes[..length]).into_owned())
+    };
+    let all_reach = |name: &str| {
+        for client in &clients {
+            within(PATIENCE, || match answer(client) {
+                Ok(said) if said == name => Ok(()),
+                other => Err(format!("{other:?}, not {name}")),
+            });
+        }
+    };
+    // On a client's way there is nobody first: the connection is followed to the host itself.
+    node.add(&pods[0].0, &configs[0]);
+    node.del(&pods[0].0, &configs[0]);
+    clients.iter().for_each(|client| assert!(answer(client).is_err(), "somebody answered"));
+    node.add(&pods[0].0, &configs[0]);
+    all_reach("one");
+    node.del(&pods[0].0, &configs[0]);
+    clients.iter().for_each(|client| assert!(answer(client).is_err(), "the port still leads to the pod"));
+    node.add(&pods[1].0, &configs[1]);
+    all_reach("two");
 }
 
 #[test]
