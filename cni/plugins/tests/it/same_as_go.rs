@@ -13,8 +13,11 @@ fn normalised(result: &Value) -> Value {
         let interface = interface.as_object_mut().expect("an interface");
         // Ours say it from 1.1.0 on, as that version has it.
         interface.remove("mtu");
-        if interface["name"].as_str().is_some_and(|name| name.starts_with("veth")) {
-            interface.insert("name".to_owned(), json!("veth"));
+        // Of pairs, and of the relay that limits what a pod sends.
+        for made_up in ["veth", "bwp"] {
+            if interface["name"].as_str().is_some_and(|name| name.starts_with(made_up)) {
+                interface.insert("name".to_owned(), json!(made_up));
+            }
         }
         for (key, word) in [("mac", "mac"), ("sandbox", "sandbox")] {
             if interface.get(key).is_some_and(|value| value != "00:00:00:00:00:00") {
@@ -96,6 +99,73 @@ fn loopback_prints_what_the_go_plugin_prints() {
     // In older versions the Go plugin prints the shape of 1.0.0 under their number, which those do not have.
     let config = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
     assert_eq!(result_of(&ours, &config, ""), result_of(&go, &config, ""), "ours to the left");
+}
+
+/// What a plugin prints that follows `bridge`, or that it refuses; then both delete.
+fn chained(node: &Node, version: Version, config: &Value) -> Result<Value, String> {
+    let pod = node.pod("pod");
+    let this = Pod::of("same", &pod);
+    let own = json!({ "cniVersion": version, "name": "net" });
+    let bridge = with(
+        &json!({ "type": "bridge", "bridge": "t0", "isDefaultGateway": true, "ipam": {
+            "type": "host-local", "dataDir": node.dir.path().join("leases"), "subnet": "10.77.0.0/24",
+        } }),
+        &own,
+    );
+    let before = node.add(&this, &bridge);
+    let config = with(&with(config, &own), &json!({ "prevResult": before }));
+    let printed = node.call("ADD", Some(&this), &config);
+    let deleted = node.call("DEL", Some(&this), &config);
+    assert_eq!(deleted.err().filter(|_| printed.is_ok()), None);
+    node.del(&this, &bridge);
+    assert_eq!(node.leases("net"), 0);
+    printed.map(|result| normalised(&result)).map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn same_chained(config: &Value) {
+    let name = "chained";
+    let (Some(ours), Some(go)) = (Node::new(name), Node::with_go(name)) else { return };
+    for version in Version::ALL {
+        match (chained(&ours, version, config), chained(&go, version, config)) {
+            (Err(_), Err(_)) => {}
+            // Ours speak each version, those of the Go project not all.
+            (Ok(_), Err(refused)) if refused.contains("incompatible CNI versions") => {}
+            (ours, go) => assert_eq!(ours, go, "{} in {version}: ours to the left", config["type"]),
+        }
+    }
+}
+
+#[test]
+fn portmap_prints_what_the_go_plugin_prints() {
+    let mappings = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }]);
+    same_chained(&json!({ "type": "portmap", "runtimeConfig": { "portMappings": mappings } }));
+}
+
+#[test]
+fn bandwidth_prints_what_the_go_plugin_prints() {
+    let limits = json!({ "ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 16_000_000, "egressBurst": 800_000 });
+    same_chained(&with(&json!({ "type": "bandwidth" }), &limits));
+}
+
+#[test]
+fn firewall_prints_what_the_go_plugin_prints() {
+    same_chained(&json!({ "type": "firewall" }));
+    same_chained(&json!({ "type": "firewall", "ingressPolicy": "same-bridge" }));
+}
+
+#[test]
+fn tuning_prints_what_the_go_plugin_prints() {
+    let dir = tempfile::tempdir().unwrap();
+    same_chained(&json!({
+        "type": "tuning", "dataDir": dir.path(), "mtu": 1300, "mac": "02:00:00:00:00:77", "promisc": true,
+        "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" },
+    }));
+}
+
+#[test]
+fn sbr_prints_what_the_go_plugin_prints() {
+    same_chained(&json!({ "type": "sbr" }));
 }
 
 /// A chain of ours and theirs, mixed both ways, with the result handed on.
