@@ -185,11 +185,10 @@ impl Plugin for Firewall {
         delete(request)?;
         let mark = owner::key(request);
         let mut lines = fields.entrances() + &rules.lines;
-        rules.kept_out.iter().for_each(|rule| lines.push_str(&KEPT_OUT.rule(rule, &mark)));
-        rules.let_through.iter().for_each(|rule| lines.push_str(&LET_THROUGH.rule(rule, &mark)));
+        lines.push_str(&KEPT_OUT.rules_of(&rules.kept_out, &mark));
+        lines.push_str(&LET_THROUGH.rules_of(&rules.let_through, &mark));
         if !rules.bridged.is_empty() {
-            lines.push_str(&BRIDGED.ensure());
-            rules.bridged.iter().for_each(|rule| lines.push_str(&BRIDGED.rule(rule, &mark)));
+            lines.push_str(&(BRIDGED.ensure() + &BRIDGED.rules_of(&rules.bridged, &mark)));
         }
         for chain in IPTABLES {
             if chain.exists()? {
@@ -203,11 +202,7 @@ impl Plugin for Firewall {
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
-        match delete(request) {
-            // Without the program there cannot be rules that it made.
-            Err(error) if error.code == code::UNAVAILABLE => Ok(()),
-            other => other,
-        }
+        nft::unless_missing(delete(request))
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {

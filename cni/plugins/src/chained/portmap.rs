@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use isthmus_cni_kit::config::capabilities::{PortMapping, PortMappings};
-use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Ip};
 use rtnetlink::packet_route::link::InfoKind;
@@ -214,8 +214,8 @@ impl Plugin for Portmap {
         }
         let mark = owner::key(request);
         let mut lines = ENTRANCES.to_owned();
-        config.port_rules(&ips).iter().for_each(|rule| lines.push_str(&PORTS.rule(rule, &mark)));
-        config.return_rules(&ips).iter().for_each(|rule| lines.push_str(&RETURNS.rule(rule, &mark)));
+        lines.push_str(&PORTS.rules_of(&config.port_rules(&ips), &mark));
+        lines.push_str(&RETURNS.rules_of(&config.return_rules(&ips), &mark));
         apply(&lines)?;
         let_loopback_out(request, &config, &result)?;
         // They end by themselves, too, if nobody sends for a while: a kernel that does not let us is no reason to fail.
@@ -225,11 +225,7 @@ impl Plugin for Portmap {
 
     /// Without runtimeConfig too, which DEL need not have: whatever rules the attachment has go.
     fn del(&self, request: &Request) -> Result<(), Error> {
-        let deleted = match delete(request) {
-            // Without the program there cannot be rules that it made.
-            Err(error) if error.code == code::UNAVAILABLE => return Ok(()),
-            other => other,
-        };
+        let deleted = nft::unless_missing(delete(request));
         let _ = end_own(request);
         deleted
     }

@@ -255,8 +255,8 @@ fn set_up(
 }
 
 fn undo(request: &Request) -> Result<(), Error> {
-    let rules = masquerade::delete(request);
-    let guards = spoof::delete(request);
+    let rules = masquerade::RULES.delete(request);
+    let guards = spoof::RULES.delete(request);
     veth::delete(request).and(rules).and(guards)
 }
 
@@ -305,7 +305,7 @@ impl Plugin for Bridge {
             masquerade::check(request)?;
         }
         if fields.macspoofchk {
-            spoof::check(request)?;
+            spoof::RULES.chain.check_own(request, 1)?;
         }
         Ok(())
     }
@@ -322,8 +322,8 @@ impl Plugin for Bridge {
 
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let addresses = forward(request);
-        let rules = masquerade::collect(request);
-        let guards = spoof::collect(request);
+        let rules = masquerade::RULES.collect(request);
+        let guards = spoof::RULES.collect(request);
         veth::collect(request).and(rules).and(guards).and(addresses)
     }
 

@@ -87,7 +87,7 @@ fn set_up(
 }
 
 fn undo(request: &Request) -> Result<(), Error> {
-    let rules = masquerade::delete(request);
+    let rules = masquerade::RULES.delete(request);
     veth::delete(request).and(rules)
 }
 
@@ -137,7 +137,7 @@ impl Plugin for Ptp {
 
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let addresses = forward(request);
-        let rules = masquerade::collect(request);
+        let rules = masquerade::RULES.collect(request);
         veth::collect(request).and(rules).and(addresses)
     }
 

@@ -5,19 +5,17 @@ use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::Request;
 use isthmus_cni_kit::result::Ip;
 
-use super::{Chain, apply, family_of};
-use crate::owner;
+use super::{Asked, Chain, family_of};
 
-const CHAIN: Chain = Chain {
-    family: "inet",
-    table: "isthmus_cni",
-    name: "leaving",
-    hook: "type nat hook postrouting priority srcnat;",
+pub(crate) const RULES: Asked = Asked {
+    chain: Chain {
+        family: "inet",
+        table: "isthmus_cni",
+        name: "leaving",
+        hook: "type nat hook postrouting priority srcnat;",
+    },
+    field: "ipMasq",
 };
-
-fn wanted(request: &Request) -> bool {
-    request.config.raw().get("ipMasq") == Some(&true.into())
-}
 
 fn rule(ip: &Ip) -> String {
     let family = family_of(ip.address.addr());
@@ -30,20 +28,7 @@ fn rule(ip: &Ip) -> String {
 
 /// Replaces the attachment's rules.
 pub(crate) fn add(request: &Request, ips: &[Ip]) -> Result<(), Error> {
-    delete(request)?;
-    let mark = owner::key(request);
-    let rules: String = ips.iter().map(|ip| CHAIN.rule(&rule(ip), &mark)).collect();
-    apply(&(CHAIN.ensure() + &rules))
-}
-
-/// Deletes them, if the configuration has such rules at all.
-pub(crate) fn delete(request: &Request) -> Result<(), Error> {
-    if wanted(request) { CHAIN.delete_own(request) } else { Ok(()) }
-}
-
-/// Deletes those of no attachment to be kept.
-pub(crate) fn collect(request: &Request) -> Result<(), Error> {
-    if wanted(request) { CHAIN.collect(request) } else { Ok(()) }
+    RULES.replace(request, &ips.iter().map(rule).collect::<Vec<_>>())
 }
 
 /// Whether they are there, one for each address.
@@ -51,7 +36,7 @@ pub(crate) fn check(request: &Request) -> Result<(), Error> {
     let result = crate::net::pod::previous(request)?;
     let (at, _) = crate::net::pod::of_result(request, &result)?;
     let count = result.ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).count();
-    CHAIN.check_own(request, count)
+    RULES.chain.check_own(request, count)
 }
 
 #[cfg(test)]

@@ -39,8 +39,13 @@ impl Chain {
     }
 
     /// A line that appends a rule with the mark.
-    pub(crate) fn rule(&self, rule: &str, mark: &str) -> String {
+    fn rule(&self, rule: &str, mark: &str) -> String {
         format!("add rule {} {rule} comment \"{mark}\"\n", self.place())
+    }
+
+    /// Lines that append rules with the mark.
+    pub(crate) fn rules_of(&self, rules: &[String], mark: &str) -> String {
+        rules.iter().map(|rule| self.rule(rule, mark)).collect()
     }
 
     /// A line that puts a rule before all others, with the mark.
@@ -134,6 +139,39 @@ fn missing(error: &std::io::Error) -> Error {
 
 fn said_no(said: &str) -> Error {
     Error::new(REFUSED, "nft refused the rules").with_details(said.trim())
+}
+
+/// Rules that attachments have only where a field of the configuration says so.
+pub(crate) struct Asked {
+    pub(crate) chain: Chain,
+    pub(crate) field: &'static str,
+}
+
+impl Asked {
+    fn wanted(&self, request: &Request) -> bool {
+        request.config.raw().get(self.field) == Some(&true.into())
+    }
+
+    /// Replaces the attachment's.
+    pub(crate) fn replace(&self, request: &Request, rules: &[String]) -> Result<(), Error> {
+        self.delete(request)?;
+        apply(&(self.chain.ensure() + &self.chain.rules_of(rules, &owner::key(request))))
+    }
+
+    /// Deletes them.
+    pub(crate) fn delete(&self, request: &Request) -> Result<(), Error> {
+        if self.wanted(request) { self.chain.delete_own(request) } else { Ok(()) }
+    }
+
+    /// Deletes those of no attachment to be kept.
+    pub(crate) fn collect(&self, request: &Request) -> Result<(), Error> {
+        if self.wanted(request) { self.chain.collect(request) } else { Ok(()) }
+    }
+}
+
+/// A deletion of rules that is as good as done without the program: there cannot be any that it made.
+pub(crate) fn unless_missing(deleted: Result<(), Error>) -> Result<(), Error> {
+    deleted.or_else(|error| if error.code == code::UNAVAILABLE { Ok(()) } else { Err(error) })
 }
 
 /// Code 50 if the program cannot run.
