@@ -40,6 +40,11 @@ pub(crate) fn link_name(prefix: &str, request: &Request) -> String {
     format!("{prefix}{}", hash(&parts, 15 - prefix.len()))
 }
 
+/// A name, of the same kind, for a link that belongs to another one and not to an attachment.
+pub(crate) fn port_name(prefix: &str, of: &str) -> String {
+    format!("{prefix}{}", hash(&[of], 15 - prefix.len()))
+}
+
 /// Says of marks whether they are of the request's network and of no attachment that GC has to keep.
 pub(crate) struct Stale {
     network: String,

@@ -18,6 +18,7 @@ const MODULES: &[&str] =
 const PROGRAMS: &[(&str, &str)] = &[
     ("/bin/busybox", "bin/busybox"),
     ("/bin/dash", "bin/sh"),
+    ("/sbin/bridge", "usr/bin/bridge"),
     ("/sbin/ip", "usr/bin/ip"),
     ("/bin/ping", "usr/bin/ping"),
     ("/usr/bin/nsenter", "usr/bin/nsenter"),

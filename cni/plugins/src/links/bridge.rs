@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bridge`: the pods of a network are ports of one bridge of the host.
 
+mod vlan;
+
 use std::fs::File;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::AddResult;
 use rtnetlink::packet_route::link::{
@@ -22,6 +24,7 @@ use crate::net::{
 };
 use crate::nft::{masquerade, spoof};
 use crate::{settings, sysctl};
+use vlan::{Trunk, Vlans};
 
 /// Fields of the configuration. `mac` is read with the other places that it comes by.
 #[derive(Debug, Deserialize)]
@@ -44,8 +47,9 @@ struct Fields {
     promisc_mode: bool,
     #[serde(default)]
     vlan: u16,
+    vlan_trunk: Option<Vec<Trunk>>,
     #[serde(default)]
-    vlan_trunk: Vec<serde_json::Value>,
+    preserve_default_vlan: bool,
     #[serde(default)]
     macspoofchk: bool,
     #[serde(default)]
@@ -67,16 +71,17 @@ impl Fields {
         if fields.hairpin_mode && fields.promisc_mode {
             return Err(invalid("hairpinMode and promiscMode exclude each other"));
         }
-        if fields.vlan != 0 || !fields.vlan_trunk.is_empty() {
-            let msg = "vlan and vlanTrunk are not supported: use the vlan plugin, or a bridge for each tag";
-            return Err(Error::new(code::UNSUPPORTED_FIELD, msg));
-        }
+        fields.vlans()?;
         if fields.disable_container_interface && request.config.ipam_type().is_some() {
             return Err(invalid(
                 "disableContainerInterface excludes ipam: an interface that is down has no addresses",
             ));
         }
         Ok(fields)
+    }
+
+    fn vlans(&self) -> Result<Option<Vlans>, Error> {
+        Vlans::of(self.vlan, self.vlan_trunk.as_deref(), self.preserve_default_vlan)
     }
 }
 
@@ -86,19 +91,25 @@ pub(crate) struct Bridge;
 /// The bridge, made if it is not there.
 fn ensure_bridge(host: &mut Net, fields: &Fields) -> Result<Link, Error> {
     let name = &fields.bridge;
+    let filters = fields.vlans()?.is_some();
     if host.link(name)?.is_none() {
         // Spanning tree off: a port forwards at once.
-        let data = InfoData::Bridge(vec![InfoBridge::ForwardDelay(0)]);
+        let mut data = vec![InfoBridge::ForwardDelay(0)];
+        data.extend(filters.then_some(InfoBridge::VlanFiltering(true)));
+        let data = InfoData::Bridge(data);
         let link = NewLink::named(name).mtu(fields.mtu.unwrap_or(0)).kind(InfoKind::Bridge, Some(data));
         match host.create(link.message()) {
             // Another container's call was first.
             Err(error) if error.code == failure::EXISTS => {}
-            other => other?,
+            other => other.map_err(|error| if filters { vlan::explained(error) } else { error })?,
         }
     }
     let link = host.named(name, "bridge")?;
     if !link.is(&InfoKind::Bridge) {
         return Err(invalid(format!("the interface {name} is not a bridge")));
+    }
+    if filters {
+        vlan::expect_filtering(&link)?;
     }
     sysctl::ensure(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
     if !fields.enabledad {
@@ -215,6 +226,9 @@ fn join(request: &Request, netns: &File, fields: &Fields) -> Result<Joined, Erro
         veth::Wanted { mtu: fields.mtu.unwrap_or(0), pod_mac: settings::mac(request)?, router: false };
     let port = veth::make(request, netns, &mut host, wanted)?;
     host.execute("make the interface a port of the bridge", &port_requests(port.index, &bridge, fields))?;
+    if let Some(vlans) = fields.vlans()? {
+        vlans.apply(&mut host, port.index)?;
+    }
     Ok(Joined { bridge, port })
 }
 
@@ -237,8 +251,11 @@ fn set_up(
     } else {
         host.wait_until_it_sends(port.index)?;
     }
+    let mut of_vlan = None;
     if fields.is_gateway {
-        ensure_gateways(&mut host, &bridge, &gateways, fields.force_address)?;
+        of_vlan = fields.vlans()?.map(|vlans| vlans.gateway(&mut host, &bridge)).transpose()?.flatten();
+        let link = of_vlan.as_ref().unwrap_or(&bridge);
+        ensure_gateways(&mut host, link, &gateways, fields.force_address)?;
         let has = |v6: bool| gateways.iter().any(|net| matches!(net, IpNet::V6(_)) == v6);
         sysctl::forward(has(false), has(true))?;
     }
@@ -251,6 +268,7 @@ fn set_up(
     let bridge = host.named(&bridge.name, "bridge")?;
     let inside = pod::interface(&pod, &pod::sandbox(request));
     result.interfaces = vec![pod::interface(&bridge, ""), pod::interface(&port, ""), inside];
+    result.interfaces.extend(of_vlan.map(|link| pod::interface(&link, "")));
     Ok(result)
 }
 
@@ -299,7 +317,7 @@ impl Plugin for Bridge {
             Some(port) if port.controller != Some(bridge.index) => {
                 return Err(changed(format!("{name} is no port of the bridge {}", bridge.name)));
             }
-            Some(_) => {}
+            Some(port) => fields.vlans()?.map_or(Ok(()), |vlans| vlans.check(&mut host, &port))?,
         }
         if fields.ip_masq {
             masquerade::check(request)?;
@@ -314,6 +332,9 @@ impl Plugin for Bridge {
         let fields = Fields::of(request)?;
         feature::expect(&InfoKind::Veth, "CONFIG_VETH")?;
         feature::expect(&InfoKind::Bridge, "CONFIG_BRIDGE")?;
+        if fields.vlans()?.is_some() {
+            vlan::expect()?;
+        }
         if fields.ip_masq || fields.macspoofchk {
             crate::nft::available()?;
         }

@@ -82,6 +82,69 @@ fn vlan_tags_what_the_pod_sends() {
 }
 
 #[test]
+fn a_bridge_keeps_vlans_apart_and_a_trunk_carries_those_that_it_is_told() {
+    let Some(node) = Node::new("bridge vlan") else { return };
+    let of = |more: &Value| with(&config(&node, "bridge", &json!({ "bridge": "t0" })), more);
+    if !has(&node, &of(&json!({ "vlan": 100 }))) {
+        return;
+    }
+    let spaces: Vec<_> = ["a100", "b100", "c200", "trunk"].iter().map(|name| node.pod(name)).collect();
+    let (hundred, other) = (of(&json!({ "vlan": 100, "isGateway": true })), of(&json!({ "vlan": 200 })));
+    let first = Pod::of("a", &spaces[0]);
+    let result = node.add(&first, &hundred);
+    node.add(&Pod::of("b", &spaces[1]), &hundred);
+    node.add(&Pod::of("c", &spaces[2]), &other);
+    assert_eq!(result["interfaces"][3]["name"], "t0.100");
+    // The same network: addresses are .2, .3 and .4; the gateway is in the first VLAN.
+    within(PATIENCE, || spaces[0].ping("10.77.0.3"));
+    within(PATIENCE, || spaces[0].ping("10.77.0.1"));
+    within(PATIENCE, || spaces[0].ping("fd77::1"));
+    assert!(
+        spaces[0].ping("10.77.0.4").is_err() && spaces[2].ping("10.77.0.1").is_err(),
+        "the VLANs are one"
+    );
+    node.check(&first, &hundred, &result).unwrap();
+    assert!(node.check(&first, &other, &result).unwrap_err().msg.contains("VLAN 200"));
+
+    let trunk = of(&json!({ "vlanTrunk": [{ "minID": 199, "maxID": 201 }, { "id": 300 }] }));
+    let trunk = with(&trunk, &json!({ "ipam": {} }));
+    let fourth = Pod::of("d", &spaces[3]);
+    let carried = node.add(&fourth, &trunk);
+    for (id, address) in [(200, "10.77.0.200/24"), (100, "10.77.0.201/24")] {
+        spaces[3].sh(&format!(
+            "ip link add link eth0 name v{id} type vlan id {id}; ip addr add {address} dev v{id}; ip link set v{id} up"
+        ));
+    }
+    within(PATIENCE, || spaces[3].try_sh("ping -n -c 1 -W 1 -I v200 10.77.0.4"));
+    assert!(
+        spaces[3].try_sh("ping -n -c 1 -W 1 -I v100 10.77.0.2").is_err(),
+        "it carries what it was not told"
+    );
+    node.check(&fourth, &trunk, &carried).unwrap();
+    let port = carried["interfaces"][1]["name"].as_str().unwrap();
+    let shown = node.host.sh(&format!("bridge vlan show dev {port}"));
+    let ids: Vec<&str> =
+        shown.split_whitespace().filter(|word| word.bytes().all(|letter| letter.is_ascii_digit())).collect();
+    assert_eq!(ids, ["1", "199", "200", "201", "300"], "{shown}");
+    node.host.sh(&format!("bridge vlan del dev {port} vid 300"));
+    assert!(node.check(&fourth, &trunk, &carried).unwrap_err().msg.contains("VLAN 300"));
+
+    let fifth = node.pod("kept");
+    let kept = node.add(&Pod::of("e", &fifth), &with(&other, &json!({ "preserveDefaultVlan": true })));
+    let port = kept["interfaces"][1]["name"].as_str().unwrap();
+    assert!(node.host.sh(&format!("bridge vlan show dev {port}")).contains(" 1 "));
+
+    node.host.sh("ip link add t1 type bridge");
+    let flat = with(&hundred, &json!({ "bridge": "t1" }));
+    let sixth = node.pod("flat");
+    let refused = node.call("ADD", Some(&Pod::of("f", &sixth)), &flat).unwrap_err();
+    assert!(refused.code == 7 && refused.details.contains("vlan_filtering 1"), "{refused}");
+    node.del(&first, &hundred);
+    node.del(&first, &hundred);
+    assert!(!spaces[0].sh("ip -o link").contains("eth0"));
+}
+
+#[test]
 fn dummy_holds_addresses_and_leads_nowhere() {
     let Some(node) = Node::new("dummy") else { return };
     let pod = node.pod("pod");

@@ -261,6 +261,7 @@ fn p10_a_plugin_whose_kernel_feature_is_missing_says_so_by_its_name_and_leaves_n
         ("ipvlan", "CONFIG_IPVLAN", json!({ "master": "up0" })),
         ("vlan", "CONFIG_VLAN_8021Q", json!({ "master": "up0", "vlanId": 7 })),
         ("dummy", "CONFIG_DUMMY", json!({})),
+        ("bridge", "CONFIG_BRIDGE_VLAN_FILTERING", json!({ "bridge": "t7", "vlan": 7 })),
         (
             "bond",
             "CONFIG_BONDING",
