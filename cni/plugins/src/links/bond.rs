@@ -11,10 +11,10 @@ use rtnetlink::packet_route::link::{
 };
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use std::os::fd::AsRawFd;
 
 use super::Ipam;
-use super::in_pod::Kind;
+use super::in_pod::{self, Kind};
+use super::lent::{self, lend};
 use crate::failure::{changed, invalid};
 use crate::net::link::{Link, NewLink};
 use crate::net::{Net, change_link, down, pod, up};
@@ -114,8 +114,7 @@ impl Bond {
         let mut host = Net::here()?;
         for member in &fields.links {
             let link = host.named(&member.name, "link")?;
-            let request = change_link(link.index, vec![LinkAttribute::NetNsFd(netns.as_raw_fd())]);
-            host.execute("move a link of the bond into the container", &[request])?;
+            host.execute("move a link of the bond into the container", &lend(&link, netns, &member.name))?;
         }
         Ok(())
     }
@@ -153,6 +152,20 @@ impl Kind for Bond {
             })
             .collect();
         net.execute("add a link to the bond", &requests)
+    }
+
+    /// Members that came from the host go back there; those that were in the pod stay.
+    fn remove(&self, request: &Request) -> Result<(), Error> {
+        let deleted = in_pod::delete(request);
+        let fields: Fields = request.config.settings()?;
+        let Some(mut net) = pod::inside_if_there(request)?.filter(|_| !fields.links_in_container) else {
+            return deleted;
+        };
+        let mut back = |member: &Member| match net.link(&member.name)? {
+            Some(link) => lent::give_back(&mut net, &link),
+            None => Ok(()),
+        };
+        fields.links.iter().map(&mut back).fold(deleted, Result::and)
     }
 
     fn check(&self, request: &Request, link: &Link) -> Result<(), Error> {

@@ -2,20 +2,19 @@
 //! `host-device`: an interface of the host moves into the pod, and back.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::names::check_ifname;
 use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Interface};
-use rtnetlink::packet_route::link::LinkAttribute;
 use serde::Deserialize;
 
+use super::lent::{self, lend};
 use super::{Ipam, forward, in_pod, with_addresses};
 use crate::failure::{self, invalid};
 use crate::net::link::Link;
-use crate::net::{Net, change_link, down, pod};
+use crate::net::{Net, pod};
 use crate::settings;
 
 /// Fields of the configuration, of which one names the device.
@@ -41,9 +40,6 @@ enum Device {
     KernelPath(PathBuf),
     Pci(String),
 }
-
-/// In an alias, before the name that the device had on the host.
-const ALIAS: &str = "cni-host:";
 
 impl Fields {
     fn device(&self, request: &Request) -> Result<Device, Error> {
@@ -111,31 +107,14 @@ fn take_in(request: &Request, device: &Device) -> Result<(), Error> {
     let netns = pod::open(request)?;
     let mut host = Net::here()?;
     let link = find(device, &mut host)?;
-    let requests = [
-        down(link.index),
-        change_link(link.index, vec![LinkAttribute::IfAlias(format!("{ALIAS}{}", link.name))]),
-        change_link(
-            link.index,
-            vec![LinkAttribute::NetNsFd(netns.as_raw_fd()), LinkAttribute::IfName(request.ifname.clone())],
-        ),
-    ];
-    host.execute("move the interface into the container", &requests)
+    host.execute("move the interface into the container", &lend(&link, &netns, &request.ifname))
 }
 
 /// Moves the device back under its own name. What is not there, or did not come from here, is left.
 fn give_back(request: &Request) -> Result<(), Error> {
     let Some(mut inside) = pod::inside_if_there(request)? else { return Ok(()) };
     let Some(link) = inside.link(&request.ifname)? else { return Ok(()) };
-    let Some(name) = link.alias.strip_prefix(ALIAS).map(str::to_owned) else { return Ok(()) };
-    let host = fs::File::open("/proc/thread-self/ns/net")
-        .map_err(|error| failure::io("the host's network namespace", &error))?;
-    let back = vec![LinkAttribute::NetNsFd(host.as_raw_fd()), LinkAttribute::IfName(name)];
-    let requests = [
-        down(link.index),
-        change_link(link.index, vec![LinkAttribute::IfAlias(String::new())]),
-        change_link(link.index, back),
-    ];
-    inside.execute("move the interface back to the host", &requests)
+    lent::give_back(&mut inside, &link)
 }
 
 impl HostDevice {

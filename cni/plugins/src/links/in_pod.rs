@@ -28,6 +28,10 @@ pub(crate) trait Kind {
     }
     /// Makes the interface `CNI_IFNAME` in the pod's namespace.
     fn make(&self, request: &Request, netns: &File) -> Result<(), Error>;
+    /// Takes it away; what is gone already is passed over.
+    fn remove(&self, request: &Request) -> Result<(), Error> {
+        delete(request)
+    }
     /// Whether the configuration can be at all; before anything is made.
     fn validate(&self, request: &Request) -> Result<(), Error>;
     /// Whether the link is as it was made, besides what every link has.
@@ -47,7 +51,8 @@ pub(super) fn set_up(request: &Request, mut result: AddResult) -> Result<AddResu
     Ok(result)
 }
 
-fn delete(request: &Request) -> Result<(), Error> {
+/// Deletes the interface `CNI_IFNAME`, if it is there.
+pub(super) fn delete(request: &Request) -> Result<(), Error> {
     match pod::inside_if_there(request)? {
         Some(mut net) => net.delete(&request.ifname).map(drop),
         None => Ok(()),
@@ -60,12 +65,18 @@ impl<K: Kind> Plugin for InPod<K> {
         let netns = pod::open(request)?;
         pod::refuse_taken(request)?;
         let make = || self.0.make(request, &netns);
-        with_addresses(request, K::IPAM, make, |(), result| set_up(request, result), delete)
+        with_addresses(
+            request,
+            K::IPAM,
+            make,
+            |(), result| set_up(request, result),
+            |request| self.0.remove(request),
+        )
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
         forward(request)?;
-        delete(request)
+        self.0.remove(request)
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {

@@ -194,6 +194,10 @@ fn bond_goes_on_by_the_other_link_when_one_is_lost() {
     node.del(&this, &config);
     node.del(&this, &config);
     assert_eq!(node.leases("net"), 0);
+    assert_eq!(node.links(), ["nic0", "nic1"], "the host has its links back");
+    let unreachable = with(&config, &json!({ "ipam": { "type": "none" } }));
+    node.call("ADD", Some(&this), &unreachable).unwrap_err();
+    assert_eq!(node.links(), ["nic0", "nic1"], "as before, after an ADD that failed");
     let one = with(&config, &json!({ "links": [{ "name": "nic0" }] }));
     assert_eq!(node.call("ADD", Some(&this), &one).unwrap_err().code, 7);
 }
