@@ -6,7 +6,7 @@ XTASK := $(CARGO) run --quiet --package xtask --
 TOPOLOGY ?= duo
 # Which binaries go into the image: dev or release.
 PROFILE ?= dev
-BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli
+BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli -p isthmus-plugins
 
 .PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm kill-points fuzz bench bench-wg
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, bail};
 
@@ -31,6 +32,33 @@ pub fn install(source: &Path, target: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Has the program of the reference plugins put itself and links of these names into `target`; with `all` those of every plugin. What is
+/// there from somebody else stays. Without a name nothing is done.
+pub fn install_plugins(source: &Path, names: &[String], target: &Path) -> anyhow::Result<()> {
+    let Some(words) = words(names) else { return Ok(()) };
+    let output = Command::new(source)
+        .args(["install", "--copy", "--missing"])
+        .arg(target)
+        .args(words)
+        .output()
+        .with_context(|| format!("cannot run {}", source.display()))?;
+    let said = String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
+    if !output.status.success() {
+        bail!("the plugins {names:?} cannot be installed ({}): {}", output.status, said.trim());
+    }
+    said.lines().for_each(|line| tracing::info!("{line}"));
+    Ok(())
+}
+
+/// The names as the program takes them: of all none. None if there is nothing to do.
+fn words(names: &[String]) -> Option<Vec<&str>> {
+    let names: Vec<&str> = names.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+    match names.contains(&"all") {
+        true => Some(Vec::new()),
+        false => Some(names).filter(|names| !names.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -49,6 +77,21 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o755);
         }
         assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn plugins_are_installed_only_where_they_are_asked_for_and_a_refusal_is_told() {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        for nothing in [&[][..], &[""], &[" ", ""]] {
+            assert_eq!(words(&owned(nothing)), None);
+            install_plugins(Path::new("/nonesuch"), &owned(nothing), Path::new("/")).unwrap();
+        }
+        assert_eq!(words(&owned(&["dhcp", " bridge"])), Some(vec!["dhcp", "bridge"]));
+        assert_eq!(words(&owned(&["all", "bridge"])), Some(Vec::new()));
+        install_plugins(Path::new("/bin/true"), &owned(&["all"]), Path::new("/")).unwrap();
+        let refused =
+            install_plugins(Path::new("/bin/false"), &owned(&["dhcp"]), Path::new("/")).unwrap_err();
+        assert!(refused.to_string().contains("dhcp"), "{refused}");
     }
 
     #[test]

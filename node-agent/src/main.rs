@@ -29,6 +29,12 @@ enum Command {
         /// The host's directory of CNI plugins.
         #[arg(long, default_value = "/host/opt/cni/bin")]
         target: PathBuf,
+        /// Reference plugins to put there as well: names, or `all`. Those that the node has from somebody else stay as they are.
+        #[arg(long, env = "ISTHMUS_CNI_PLUGINS", value_delimiter = ',')]
+        plugins: Vec<String>,
+        /// The program that is all reference plugins, in this image.
+        #[arg(long, default_value = "/usr/bin/isthmus-plugins")]
+        plugins_source: PathBuf,
     },
     /// Bring this node to what the cluster decided, until SIGTERM.
     Run {
@@ -60,7 +66,10 @@ fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     logs::start(&options.log)?;
     match options.command {
-        Command::Install { source, target } => install::install(&source, &target),
+        Command::Install { source, target, plugins, plugins_source } => {
+            install::install(&source, &target)?;
+            install::install_plugins(&plugins_source, &plugins, &target)
+        }
         Command::Run { node, state_dir, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics } => {
             let journal = state_dir.join("journal").join("addresses");
             let memory = state_dir.join("intent");

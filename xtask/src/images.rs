@@ -23,6 +23,7 @@ const ISTHMUS_BINARIES: &[(&str, &str)] = &[
     ("isthmus-dataplane", "isthmus-node-agent"),
     ("isthmus-cni", "isthmus-cni"),
     ("isthmus", "isthmus-cli"),
+    ("isthmus-plugins", "isthmus-plugins"),
 ];
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
