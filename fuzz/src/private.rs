@@ -19,6 +19,25 @@ pub(crate) mod dhcp {
     pub(crate) mod wire;
 }
 
+/// What plugins read back: reserved addresses, and `resolv.conf`.
+#[path = "../../cni/plugins/src/ipam"]
+pub(crate) mod ipam {
+    pub(crate) mod holder;
+    pub(crate) mod resolv;
+}
+
+/// What the plugin `tuning` puts back.
+#[path = "../../cni/plugins/src/chained"]
+pub(crate) mod chained {
+    pub(crate) mod before;
+}
+
+/// Marks on interfaces that a pod has from the host.
+#[path = "../../cni/plugins/src/links"]
+pub(crate) mod links {
+    pub(crate) mod mark;
+}
+
 /// The lines between agent and data plane.
 #[path = "../../crates/dataplane/src"]
 #[allow(dead_code, reason = "more is there than is run here")]

@@ -5,6 +5,7 @@ pub(crate) mod certificates;
 pub(crate) mod cni_call;
 pub(crate) mod cni_config;
 pub(crate) mod cni_kit;
+pub(crate) mod cni_plugin_files;
 pub(crate) mod cni_wire;
 mod compiled;
 pub(crate) mod corefile;

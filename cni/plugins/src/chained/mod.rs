@@ -2,6 +2,7 @@
 //! Plugins that follow another one and change or add to what it made. Each prints the previous result with its changes.
 
 pub(crate) mod bandwidth;
+mod before;
 pub(crate) mod firewall;
 pub(crate) mod portmap;
 pub(crate) mod route_override;

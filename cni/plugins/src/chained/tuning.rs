@@ -12,8 +12,9 @@ use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::AddResult;
 use isthmus_netlink::netns;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use super::before::Before;
 use crate::failure::{self, changed, invalid};
 use crate::net::link::Link;
 use crate::net::{Net, change_link, pod, set_flags};
@@ -72,46 +73,29 @@ impl Fields {
     }
 }
 
-/// What the interface had before, in `<dataDir>/<mark>.json`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Before {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mac: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    promisc: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtu: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tx_queue_length: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    allmulti: Option<bool>,
+/// What the interface has now of what is to be changed.
+fn before(link: &Link, fields: &Fields, mac: Option<[u8; 6]>) -> Before {
+    Before {
+        mac: mac.map(|_| link.mac.clone()),
+        promisc: fields.promisc.map(|_| link.promiscuous),
+        mtu: fields.mtu.map(|_| link.mtu),
+        tx_queue_length: fields.tx_queue_length.map(|_| link.queue_length),
+        allmulti: fields.allmulti.map(|_| link.all_multicast),
+    }
 }
 
-impl Before {
-    fn of(link: &Link, fields: &Fields, mac: Option<[u8; 6]>) -> Self {
-        Self {
-            mac: mac.map(|_| link.mac.clone()),
-            promisc: fields.promisc.map(|_| link.promiscuous),
-            mtu: fields.mtu.map(|_| link.mtu),
-            tx_queue_length: fields.tx_queue_length.map(|_| link.queue_length),
-            allmulti: fields.allmulti.map(|_| link.all_multicast),
-        }
+/// Changes that bring the interface there.
+fn requests(wanted: &Before, index: u32) -> Result<Vec<isthmus_netlink::Request>, Error> {
+    let mut changes = Vec::new();
+    if let Some(mac) = &wanted.mac {
+        changes.push(LinkAttribute::Address(settings::parse_mac(mac)?.to_vec()));
     }
-
-    fn requests(&self, index: u32) -> Result<Vec<isthmus_netlink::Request>, Error> {
-        let mut changes = Vec::new();
-        if let Some(mac) = &self.mac {
-            changes.push(LinkAttribute::Address(settings::parse_mac(mac)?.to_vec()));
-        }
-        changes.extend(self.mtu.map(LinkAttribute::Mtu));
-        changes.extend(self.tx_queue_length.map(LinkAttribute::TxQueueLen));
-        let mut requests: Vec<_> =
-            changes.into_iter().map(|change| change_link(index, vec![change])).collect();
-        requests.extend(self.promisc.map(|on| set_flags(index, LinkFlags::Promisc, on)));
-        requests.extend(self.allmulti.map(|on| set_flags(index, LinkFlags::Allmulti, on)));
-        Ok(requests)
-    }
+    changes.extend(wanted.mtu.map(LinkAttribute::Mtu));
+    changes.extend(wanted.tx_queue_length.map(LinkAttribute::TxQueueLen));
+    let mut requests: Vec<_> = changes.into_iter().map(|change| change_link(index, vec![change])).collect();
+    requests.extend(wanted.promisc.map(|on| set_flags(index, LinkFlags::Promisc, on)));
+    requests.extend(wanted.allmulti.map(|on| set_flags(index, LinkFlags::Allmulti, on)));
+    Ok(requests)
 }
 
 fn file(directory: &Path, request: &Request) -> PathBuf {
@@ -123,7 +107,7 @@ fn keep(directory: &Path, request: &Request, before: &Before) -> Result<(), Erro
         return Ok(());
     }
     let file = file(directory, request);
-    let text = serde_json::to_vec(before).map_err(|error| invalid(error.to_string()))?;
+    let text = before.bytes().map_err(|error| invalid(error.to_string()))?;
     let draft = file.with_extension("new");
     let kept = fs::create_dir_all(directory)
         .and_then(|()| fs::write(&draft, text))
@@ -167,7 +151,7 @@ impl Plugin for Tuning {
         let link = net
             .link(&request.ifname)?
             .ok_or_else(|| failure::invalid(format!("the container has no interface {}", request.ifname)))?;
-        keep(&fields.data_dir, request, &Before::of(&link, &fields, mac))?;
+        keep(&fields.data_dir, request, &before(&link, &fields, mac))?;
         let wanted = Before {
             mac: mac.map(|mac| settings::mac_text(&mac)),
             promisc: fields.promisc.filter(|on| *on),
@@ -175,7 +159,7 @@ impl Plugin for Tuning {
             tx_queue_length: fields.tx_queue_length,
             allmulti: fields.allmulti,
         };
-        net.execute("change the interface", &wanted.requests(link.index)?)?;
+        net.execute("change the interface", &requests(&wanted, link.index)?)?;
         note(request, &mut result, mac, &fields);
         Ok(result)
     }
@@ -184,15 +168,15 @@ impl Plugin for Tuning {
         let directory = Fields::of(request)?.data_dir;
         let file = file(&directory, request);
         let before = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice::<Before>(&bytes).unwrap_or_default(),
+            Ok(bytes) => Before::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failure::io(&file.display().to_string(), &error)),
         };
         if let Some(mut net) = pod::inside_if_there(request)?
             && let Some(link) = net.link(&request.ifname)?
         {
-            // A link that goes away with the pod takes its properties along.
-            let _ = net.execute("put the interface back", &before.requests(link.index)?);
+            // A link that goes away with the pod takes its properties along; an address that is none is nobody's.
+            let _ = requests(&before, link.index).and_then(|all| net.execute("put the interface back", &all));
         }
         match fs::remove_file(&file) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -252,19 +236,5 @@ impl Plugin for Tuning {
 
     fn about(&self) -> String {
         "tuning: settings and properties of the pod's interface".to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_before_is_read_back_as_it_was_written() {
-        let before =
-            Before { mac: Some("0a:58:00:00:00:01".to_owned()), mtu: Some(1500), ..Before::default() };
-        let text = serde_json::to_string(&before).unwrap();
-        assert_eq!(text, r#"{"mac":"0a:58:00:00:00:01","mtu":1500}"#);
-        assert_eq!(serde_json::from_str::<Before>(&text).unwrap(), before);
     }
 }

@@ -11,8 +11,9 @@ use isthmus_cni_kit::plugin::{Plugin, Request};
 use isthmus_cni_kit::result::{AddResult, Ip};
 use serde::Deserialize;
 
+use super::holder::Holder;
 use super::range::RangeSet;
-use super::store::{Holder, Store};
+use super::store::Store;
 use super::{Routes, asked_for, fields, parse_asked, read_resolv_conf, told};
 use crate::failure::{changed, invalid};
 

@@ -3,8 +3,10 @@
 
 pub(crate) mod dhcp;
 pub(crate) mod fixed;
+mod holder;
 pub(crate) mod host_local;
 mod range;
+mod resolv;
 mod store;
 
 use std::time::Duration;
@@ -70,21 +72,9 @@ pub(crate) fn told(request: &Request, mut result: AddResult) -> AddResult {
 
 /// Name servers and the like, as `resolv.conf` has them.
 pub(crate) fn read_resolv_conf(path: &str) -> Result<Dns, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| crate::failure::io(path, &error))?;
-    let mut dns = Dns::default();
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let key = words.next().unwrap_or_default();
-        let rest = words.map(str::to_owned);
-        match key {
-            "nameserver" => dns.nameservers.extend(rest.take(1)),
-            "domain" => dns.domain = rest.take(1).collect(),
-            "search" => dns.search.extend(rest),
-            "options" => dns.options.extend(rest),
-            _ => {}
-        }
-    }
-    Ok(dns)
+    std::fs::read_to_string(path)
+        .map(|text| resolv::parse(&text))
+        .map_err(|error| crate::failure::io(path, &error))
 }
 
 /// Routes that the administrator set.

@@ -12,20 +12,12 @@ use std::path::{Path, PathBuf};
 use isthmus_cni_kit::error::Error;
 use isthmus_cni_kit::plugin::lock::Lock;
 
+use super::holder::Holder;
 use crate::failure;
 
-/// Between the two lines of a file.
-const LINE_BREAK: &str = "\r\n";
 const LAST: &str = "last_reserved_ip.";
 /// Written beside; no address begins with a dot.
 const DRAFT: &str = ".reserving";
-
-/// Whose an address is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Holder {
-    pub(crate) container_id: String,
-    pub(crate) ifname: String,
-}
 
 /// The addresses of one network, for as long as nobody else may change them.
 #[derive(Debug)]
@@ -58,8 +50,7 @@ impl Store {
             return Ok(false);
         }
         let draft = self.directory.join(DRAFT);
-        let text = format!("{}{LINE_BREAK}{}", holder.container_id, holder.ifname);
-        let linked = fs::write(&draft, text).and_then(|()| fs::hard_link(&draft, &file));
+        let linked = fs::write(&draft, holder.text()).and_then(|()| fs::hard_link(&draft, &file));
         // It is overwritten next time if it stays.
         let _ = fs::remove_file(&draft);
         match linked {
@@ -88,7 +79,7 @@ impl Store {
                 continue;
             };
             match fs::read_to_string(entry.path()) {
-                Ok(text) => all.push((address, parse(&text))),
+                Ok(text) => all.push((address, Holder::parse(&text))),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&entry.path(), &error)),
             }
@@ -116,12 +107,6 @@ impl Store {
     pub(crate) fn set_last(&self, set: usize, address: IpAddr) {
         let _ = fs::write(self.directory.join(format!("{LAST}{set}")), address.to_string());
     }
-}
-
-fn parse(text: &str) -> Holder {
-    let mut lines = text.trim().lines().map(str::trim);
-    let mut next = || lines.next().unwrap_or_default().to_owned();
-    Holder { container_id: next(), ifname: next() }
 }
 
 #[cfg(test)]
