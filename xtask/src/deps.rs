@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/ping", "iputils-ping"),
     ("/usr/bin/pkg-config", "pkg-config"),
     ("/usr/bin/strip", "binutils"),
+    ("/usr/bin/systemd-socket-activate", "systemd"),
     ("/usr/bin/tcpdump", "tcpdump"),
     ("/usr/bin/wg", "wireguard-tools"),
     ("/usr/include/seccomp.h", "libseccomp-dev"),
