@@ -15,6 +15,8 @@ pub struct NodeFacts {
     pub uplinks: BTreeMap<LinkName, Uplink>,
     /// Pods that have a link, by the host end's name.
     pub pods: BTreeMap<LinkName, PodFacts>,
+    /// Pods whose link another plugin made.
+    pub chained: Vec<ChainedPod>,
     /// What the data plane process measured.
     pub dataplane: DataplaneState,
 }
@@ -33,7 +35,7 @@ pub struct Uplink {
 }
 
 /// A pod with a link.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodFacts {
     /// Namespace.
     pub namespace: String,
@@ -43,7 +45,23 @@ pub struct PodFacts {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A pod whose link and addresses another CNI plugin gave it: ours came after that one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainedPod {
+    /// The link by which the node receives its packets: the host end of its veth pair, or the bridge that this is a port of.
+    pub link: LinkName,
+    /// No other pod's packets come by the link.
+    pub alone: bool,
+    /// The pod.
+    pub pod: PodFacts,
+}
+
 impl NodeFacts {
+    /// All pods, each with the link by which its packets come.
+    pub(crate) fn all_pods(&self) -> impl Iterator<Item = (&LinkName, &PodFacts)> {
+        self.pods.iter().chain(self.chained.iter().map(|chained| (&chained.link, &chained.pod)))
+    }
+
     /// The link on which `address` is a neighbour.
     pub(crate) fn on_link(&self, address: IpAddr) -> Option<&LinkName> {
         self.uplinks

@@ -52,6 +52,9 @@ pub struct Pool {
     pub nat_outgoing: bool,
     /// New pods of this node get an address of it: it is enabled and its node selector holds.
     pub serves_this_node: bool,
+    /// Another CNI plugin gives its addresses out, and leads packets to them: no route of ours is for them.
+    #[serde(default)]
+    pub external: bool,
 }
 
 /// When packets between nodes are encapsulated.
@@ -147,6 +150,16 @@ impl NodeIntent {
     /// Families (`v6` each) of which a new pod of this node gets an address.
     pub fn pod_families(&self) -> BTreeSet<bool> {
         self.pools.values().filter(|pool| pool.serves_this_node).map(|pool| is_v6(&pool.cidr)).collect()
+    }
+
+    /// Whether another CNI plugin gives pods their addresses.
+    pub fn is_chained(&self) -> bool {
+        self.pools.values().any(|pool| pool.external)
+    }
+
+    /// Whether another CNI plugin leads packets to the addresses of a block.
+    pub(crate) fn is_external(&self, block: &Block) -> bool {
+        self.pools.get(&block.pool).is_some_and(|pool| pool.external)
     }
 
     /// This node's internal addresses.

@@ -16,7 +16,7 @@ mod tunnels;
 use isthmus_model::kernel::Desired;
 use isthmus_model::nft::Ruleset;
 
-pub use facts::{NodeFacts, PodFacts, Uplink};
+pub use facts::{ChainedPod, NodeFacts, PodFacts, Uplink};
 pub use intent::{Block, Egress, Encapsulation, Node, NodeIntent, Peer, Pool, RemoteGateway};
 pub use names::{gateway_probe, pod_link, tunnel_device, tunnel_probe, vxlan_mac};
 pub use render::render;

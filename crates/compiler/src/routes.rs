@@ -9,7 +9,7 @@ use isthmus_model::kernel::{Desired, NextHop, Route, RouteKey, RouteKind, Rule};
 use isthmus_model::ownership::{COPY_TABLE, mesh_address};
 
 use crate::facts::NodeFacts;
-use crate::intent::{Encapsulation, NodeIntent, Peer, is_v6};
+use crate::intent::{Encapsulation, NodeIntent, Peer, Pool, is_v6};
 use crate::names::{gateway_probe, tunnel_probe};
 use crate::tunnels::{DEFAULT_TUNNEL_MTU, device_mtu, tunnels_to};
 use crate::{FALLBACK_METRIC, MAIN_TABLE, paths};
@@ -64,9 +64,12 @@ fn pods(facts: &NodeFacts, desired: &mut Desired) {
 
 /// The node's own addresses in its blocks, and a drop for addresses that no pod has: they must not circle to the default route.
 fn own_blocks(intent: &NodeIntent, desired: &mut Desired) {
-    for (cidr, _) in intent.own_blocks() {
+    for (cidr, block) in intent.own_blocks() {
         let lo: LinkName = "lo".parse().expect("two letters");
         desired.addresses.insert((lo, mesh_address(cidr).into()));
+        if intent.is_external(block) {
+            continue;
+        }
         let route = Route { kind: RouteKind::Blackhole, mtu: None, source: None };
         desired.routes.insert(main_table(*cidr, 0), route);
     }
@@ -74,7 +77,7 @@ fn own_blocks(intent: &NodeIntent, desired: &mut Desired) {
 
 fn other_blocks(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
     for (cidr, block) in intent.blocks.iter().filter(|(_, block)| !intent.is_self(&block.node)) {
-        let Some(pool) = intent.pools.get(&block.pool) else { continue };
+        let Some(pool) = intent.pools.get(&block.pool).filter(|pool| !pool.external) else { continue };
         let to = (&block.node, is_v6(cidr));
         let Some(path) = paths::to_node(intent, facts, desired, to, pool.encapsulation) else { continue };
         // Out of the VXLAN device the node's own packets need an address that leads back the same way.
@@ -86,7 +89,8 @@ fn other_blocks(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
 
 /// A pool's addresses never leave by the default route, unless what lies between the nodes is said to route them.
 fn pools(intent: &NodeIntent, desired: &mut Desired) {
-    for pool in intent.pools.values().filter(|pool| pool.encapsulation != Encapsulation::Never) {
+    let led_by_us = |pool: &&Pool| pool.encapsulation != Encapsulation::Never && !pool.external;
+    for pool in intent.pools.values().filter(led_by_us) {
         desired.routes.insert(main_table(pool.cidr, FALLBACK_METRIC), unreachable());
     }
 }

@@ -49,6 +49,7 @@ fn cluster(this: &str) -> NodeIntent {
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            external: false,
         };
         intent.pools.insert(name.parse().unwrap(), pool);
     }
@@ -135,6 +136,47 @@ fn a_node_with_a_pod_under_an_egress_policy() {
 #[test]
 fn the_gateway_of_an_egress_policy() {
     holds("egress-gateway", &compile(&with_egress(cluster("n1"), Some("n1")), &facts_of_n1()));
+}
+
+/// The pools are another plugin's; it made the links of two pods, one behind a bridge.
+fn chained(mut intent: NodeIntent) -> (NodeIntent, NodeFacts) {
+    for pool in intent.pools.values_mut() {
+        (pool.external, pool.serves_this_node, pool.nat_outgoing) = (true, false, false);
+    }
+    let pod = |link_name: &str, alone, name: &str, addresses: &[&str]| ChainedPod {
+        link: link(link_name),
+        alone,
+        pod: PodFacts {
+            namespace: "shop".into(),
+            name: name.into(),
+            addresses: addresses.iter().map(|text| address(text)).collect(),
+        },
+    };
+    let chained = vec![
+        pod("cni0", false, "db", &["10.1.0.7"]),
+        pod("veth1", true, "web", &["10.1.0.5", "fd00:1::5"]),
+        pod("veth2", true, "apart", &["10.1.200.9"]),
+    ];
+    (intent, NodeFacts { pods: BTreeMap::new(), chained, ..facts_of_n1() })
+}
+
+#[test]
+fn a_node_whose_pods_another_plugin_made() {
+    let (intent, facts) = chained(with_egress(with_peer(cluster("n1"), &["n2", "n3"]), Some("n2")));
+    holds("chained", &compile(&intent, &facts));
+}
+
+#[test]
+fn no_route_of_ours_is_for_addresses_that_another_plugin_gives_out() {
+    let (intent, facts) = chained(with_peer(cluster("n1"), &["n1"]));
+    let desired = compile(&intent, &facts);
+    let inside = |key: &isthmus_model::kernel::RouteKey| {
+        intent.pools.values().any(|pool| pool.cidr.contains(&key.destination))
+    };
+    let ours: Vec<_> = desired.routes.keys().filter(|key| inside(key)).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+    let hops = hops(&desired);
+    assert!(!hops.is_empty(), "peers are reached all the same");
 }
 
 #[test]
@@ -254,8 +296,10 @@ fn chains_name_only_sets_that_exist() {
         with_egress(with_peer(cluster("n1"), &["n1"]), Some("n1")),
         with_egress(with_peer(cluster("n1"), &["n2"]), Some("n2")),
     ];
-    for intent in intents {
-        let ruleset = compile(&intent, &facts_of_n1()).nft;
+    let plain = intents.map(|intent| (intent, facts_of_n1()));
+    let chained = chained(with_egress(with_peer(cluster("n1"), &["n2"]), Some("n2")));
+    for (intent, facts) in plain.into_iter().chain([chained]) {
+        let ruleset = compile(&intent, &facts).nft;
         let rules = ruleset.chains.values().flat_map(|chain| &chain.rules);
         for text in rules.flat_map(|rule| &rule.matches).map(|condition| format!("{condition:?}")) {
             let named = text.split("set: \"").nth(1).and_then(|rest| rest.split('"').next());

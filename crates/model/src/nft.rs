@@ -124,6 +124,8 @@ pub enum Statement {
     ClampMss,
     /// Counts and drops.
     Drop,
+    /// Source := what it is: no other table translates it any more.
+    KeepSource { v6: bool },
     /// Source := address of the outgoing interface.
     Masquerade,
     /// No connection tracking for this packet.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use isthmus_api::condition::READY;
-use isthmus_api::v1alpha1::{IPBlock, IPBlockSpec, IPBlockStatus};
+use isthmus_api::v1alpha1::{Allocation, IPBlock, IPBlockSpec, IPBlockStatus};
 use kube::core::SelectorExt;
 
 use crate::conditions::{self, Progress, is};
@@ -49,6 +49,10 @@ pub(crate) fn assign(snapshot: &Snapshot, usable: &Usable<'_>) -> Blocks {
         if pool.disabled {
             continue;
         }
+        if pool.allocation != Allocation::Isthmus {
+            take_over(name, pool, snapshot, &mut blocks);
+            continue;
+        }
         let mut free = Free::new(pool, blocks.held.values().map(|block| block.cidr));
         for only_first in [true, false] {
             for node in
@@ -79,6 +83,22 @@ fn keep_or_release(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &mut Blocks
             blocks.released.insert(name.clone());
         } else {
             blocks.held.insert(name.clone(), block.clone());
+        }
+    }
+}
+
+/// What the control plane gave to nodes is theirs already. Where another plugin has its own way, nobody holds anything.
+fn take_over(name: &str, pool: &Pool, snapshot: &Snapshot, blocks: &mut Blocks) {
+    if pool.allocation != Allocation::PodCIDRs {
+        return;
+    }
+    for (node, seen) in snapshot.nodes.iter().filter(|(_, node)| pool.nodes.matches(&node.labels)) {
+        for cidr in seen.pod_cidrs.iter().filter(|cidr| pool.cidr.contains(*cidr)) {
+            let free = !blocks.held.values().any(|block| overlap(&block.cidr, cidr));
+            if free {
+                let block = Block { pool: name.to_owned(), cidr: *cidr, node: node.clone() };
+                blocks.held.insert(block_name(name, cidr), block);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use isthmus_api::condition::READY;
-use isthmus_api::v1alpha1::IPPoolStatus;
+use isthmus_api::v1alpha1::{Allocation, IPPoolStatus};
 use jiff::Timestamp;
 use kube::core::SelectorExt;
 
@@ -104,6 +104,12 @@ pub(crate) fn statuses(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &Blocks
                 None if !snapshot.nodes.values().any(|node| pool.nodes.matches(&node.labels)) => {
                     let message = "spec.nodeSelector matches no node; label one, or change the selector";
                     (is(READY, false, "NoNode", message), Progress::Stalled)
+                }
+                None if pool.allocation == Allocation::PodCIDRs
+                    && !blocks.held.values().any(|block| block.pool == *name) =>
+                {
+                    let message = "no node's spec.podCIDRs lie in the pool; give the cluster's pod network as cidr, or choose the allocation External";
+                    (is(READY, false, "NoPodCIDR", message), Progress::Stalled)
                 }
                 None => (is(READY, true, "InUse", ""), Progress::Settled),
             },

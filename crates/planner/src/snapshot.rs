@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use isthmus_api::mcs::{ServiceExportStatus, ServiceImportSpec, ServiceImportStatus};
 use isthmus_api::v1alpha1::{
-    ClusterPeeringStatus, EgressPolicyStatus, IPBlockStatus, IPPoolStatus, NodeNetworkStatus,
+    Allocation, ClusterPeeringStatus, EgressPolicyStatus, IPBlockStatus, IPPoolStatus, NodeNetworkStatus,
     PeeringInvitationStatus,
 };
 use isthmus_mesh::grant::ServiceName;
@@ -134,6 +134,8 @@ pub struct Node {
     pub ready: bool,
     /// Its InternalIP addresses, in the order of the object.
     pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 impl Node {
@@ -154,6 +156,8 @@ pub struct Pool {
     pub nodes: Selector,
     /// No new blocks are given out.
     pub disabled: bool,
+    /// Who gives its addresses out.
+    pub allocation: Allocation,
 }
 
 /// A block of a pool.

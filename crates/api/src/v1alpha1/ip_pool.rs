@@ -34,6 +34,12 @@ pub struct IPPoolSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::range(20, 126), transform = shape::immutable("blockSize cannot change; create a second pool instead and disable this one"))]
     pub block_size: Option<u8>,
+    /// Who gives the pool's addresses to pods, and leads packets to them: `Isthmus`, which holds blocks of it for each node;
+    /// `PodCIDRs`, another CNI plugin that gives each node's pods addresses out of the Node's `spec.podCIDRs`, but never the
+    /// first one of them; or `External`, another CNI plugin in a way of its own. Cannot change.
+    #[serde(default)]
+    #[schemars(transform = shape::immutable("allocation cannot change; create a second pool instead"))]
+    pub allocation: Allocation,
     /// When packets between nodes are encapsulated in VXLAN: `Always`, `CrossSubnet` (only to nodes that share no link
     /// with this one) or `Never` (the network between nodes routes pods' addresses).
     #[serde(default)]
@@ -52,6 +58,18 @@ pub struct IPPoolSpec {
 
 fn yes() -> bool {
     true
+}
+
+/// Who gives a pool's addresses to pods.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocation {
+    /// Isthmus, out of blocks that nodes hold.
+    #[default]
+    Isthmus,
+    /// Another CNI plugin, out of each Node's `spec.podCIDRs`, whose first address it never gives: that is the node's own in tunnels.
+    PodCIDRs,
+    /// Another CNI plugin, in a way of its own. Nodes need a small pool of Isthmus beside it, for their own addresses in tunnels.
+    External,
 }
 
 /// When packets between nodes are encapsulated.

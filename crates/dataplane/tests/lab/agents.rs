@@ -187,6 +187,7 @@ fn intent(here: usize, gateways: BTreeMap<String, RemoteGateway>, key_generation
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            external: false,
         };
         intent.pools.insert(name.parse().unwrap(), pool);
         let block_of = Block { pool: name.parse().unwrap(), node: node.clone() };

@@ -43,7 +43,7 @@ fn pool_wish(spec: &IPPoolSpec) -> Result<Pool, Problem> {
         return Err(wrong(format!("blockSize {block_prefix} is too large a block; give {shortest} or more")));
     }
     let nodes = selector(spec.node_selector.as_ref(), "nodeSelector")?;
-    Ok(Pool { cidr, block_prefix, nodes, disabled: spec.disabled })
+    Ok(Pool { cidr, block_prefix, nodes, disabled: spec.disabled, allocation: spec.allocation })
 }
 
 /// A network in CIDR notation without bits beyond its prefix.

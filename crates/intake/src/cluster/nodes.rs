@@ -4,6 +4,7 @@
 use isthmus_api::v1alpha1::{NodeNetwork, NodeNetworkStatus};
 use isthmus_planner::{Node, Seen};
 
+use super::addresses::network;
 use super::parts::{NamespacePart, NodePart};
 use super::seen;
 
@@ -15,6 +16,7 @@ pub fn node(object: &NodePart) -> Node {
         labels: object.metadata.labels.clone().unwrap_or_default(),
         ready: object.status.conditions.iter().any(|one| one.type_ == "Ready" && one.status == "True"),
         addresses: addresses.filter_map(|one| one.address.parse().ok()).collect(),
+        pod_cidrs: object.spec.pod_cidrs.iter().filter_map(|one| network(one).ok()).collect(),
     }
 }
 

@@ -28,15 +28,26 @@ pub struct NamespacePart {
     pub metadata: ObjectMeta,
 }
 
-/// A Node's addresses and conditions.
+/// A Node's addresses, conditions and what pods on it have addresses from.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, Resource)]
 #[resource(inherit = Node)]
 pub struct NodePart {
     /// Metadata.
     pub metadata: ObjectMeta,
+    /// Spec.
+    #[serde(default)]
+    pub spec: NodePartSpec,
     /// Status.
     #[serde(default)]
     pub status: NodePartStatus,
+}
+
+/// The spec of a [`NodePart`].
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct NodePartSpec {
+    /// Networks that the control plane gave the node for its pods, one of each family at most.
+    #[serde(rename = "podCIDRs", default)]
+    pub pod_cidrs: Vec<String>,
 }
 
 /// The status of a [`NodePart`].

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use isthmus_api::v1alpha1::{Encapsulation as ApiEncapsulation, IPBlock, IPPool};
+use isthmus_api::v1alpha1::{Allocation, Encapsulation as ApiEncapsulation, IPBlock, IPPool};
 use isthmus_compiler::{Block, Encapsulation, NodeIntent, Pool};
 use isthmus_model::ids::PoolName;
 use kube::core::SelectorExt;
@@ -88,8 +88,11 @@ fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<P
     let nodes = selector(object.spec.node_selector.as_ref())?;
     let this = intent.node.as_ref().and_then(|name| objects.nodes.get(name.as_str()));
     let labels = this.and_then(|node| node.metadata.labels.clone()).unwrap_or_default();
-    let serves_this_node = !object.spec.disabled && nodes.matches(&labels);
-    Ok(Pool { cidr, encapsulation, nat_outgoing: object.spec.nat_outgoing, serves_this_node })
+    // Another plugin that gives addresses out also sees to what they are translated to outside.
+    let external = object.spec.allocation != Allocation::Isthmus;
+    let serves_this_node = !external && !object.spec.disabled && nodes.matches(&labels);
+    let nat_outgoing = !external && object.spec.nat_outgoing;
+    Ok(Pool { cidr, encapsulation, nat_outgoing, serves_this_node, external })
 }
 
 pub(super) fn blocks(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {

@@ -30,6 +30,8 @@ const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_OPTION_MSS: u8 = 2;
 const RTN_LOCAL: u32 = 2;
+/// NFTA_NAT_TYPE.
+const SNAT: u32 = 0;
 /// NF_NAT_RANGE_PROTO_RANDOM_FULLY: two flows never race for one port of the translated address.
 const NAT_RANDOM_FULLY: u32 = 1 << 4;
 
@@ -99,6 +101,7 @@ impl Program {
                 self.push("counter", Attributes::default().u64(1, 0).u64(2, 0));
                 self.verdict(libc::NF_DROP);
             }
+            Statement::KeepSource { v6 } => self.keep_source(*v6),
             Statement::Masquerade => self.push("masq", Attributes::default().u32(1, NAT_RANDOM_FULLY)),
             Statement::NoTrack => self.push("notrack", Attributes::default()),
             Statement::SetMark { value, mask } => self.set_mark(*value, *mask),
@@ -177,8 +180,15 @@ impl Program {
         self.push("meta", Attributes::default().u32(2, META_MARK).u32(3, R1));
     }
 
+    /// As `snat ip to ip saddr`: without a flag that randomises, the port stays as well.
+    fn keep_source(&mut self, v6: bool) {
+        self.family(v6);
+        self.load_address(v6, true, R1);
+        let family = if v6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 };
+        self.push("nat", Attributes::default().u32(1, SNAT).u32(2, family as u32).u32(3, R1).u32(4, R1));
+    }
+
     fn source_nat(&mut self, address: IpAddr) {
-        const SNAT: u32 = 0;
         let (family, octets) = match address {
             IpAddr::V4(address) => (libc::NFPROTO_IPV4, address.octets().to_vec()),
             IpAddr::V6(address) => (libc::NFPROTO_IPV6, address.octets().to_vec()),

@@ -12,7 +12,13 @@ use crate::snapshot::{Node, Peering, Problem, Seen};
 use crate::testing::{seen, seen_with};
 
 fn pool(cidr: &str, block_prefix: u8) -> Pool {
-    Pool { cidr: cidr.parse().unwrap(), block_prefix, nodes: Selector::default(), disabled: false }
+    Pool {
+        cidr: cidr.parse().unwrap(),
+        block_prefix,
+        nodes: Selector::default(),
+        disabled: false,
+        allocation: Allocation::Isthmus,
+    }
 }
 
 fn cluster(nodes: &[&str], pools: &[(&str, Pool)]) -> Snapshot {
@@ -218,5 +224,19 @@ proptest! {
                 prop_assert!(!overlap(&block.cidr, &other.cidr), "{block:?} and {other:?}");
             }
         }
+    }
+}
+
+#[test]
+fn another_plugins_pool_gives_nodes_their_pod_cidrs_as_blocks_or_nothing() {
+    for (allocation, held) in [(Allocation::PodCIDRs, vec!["10.244.1.0/24"]), (Allocation::External, vec![])]
+    {
+        let mut snapshot = cluster(&["a", "b"], &[("p", Pool { allocation, ..pool("10.244.0.0/16", 26) })]);
+        let cidrs = ["10.244.1.0/24", "10.9.0.0/24", "fd00::/64"];
+        snapshot.nodes.get_mut("a").unwrap().pod_cidrs = cidrs.map(|cidr| cidr.parse().unwrap()).into();
+        let blocks = assign(&snapshot, &pools::usable(&snapshot));
+        let cidrs: Vec<String> = blocks.held.values().map(|block| block.cidr.to_string()).collect();
+        assert_eq!(cidrs, held, "{allocation:?}");
+        assert!(blocks.held.values().all(|block| block.node == "a") && blocks.wanting.is_empty());
     }
 }

@@ -26,7 +26,13 @@ fn east() -> Snapshot {
     };
     snapshot.nodes.insert("a".to_owned(), node);
     let cidr = "10.1.0.0/16".parse().unwrap();
-    let pool = Pool { cidr, block_prefix: 26, nodes: Selector::default(), disabled: false };
+    let pool = Pool {
+        cidr,
+        block_prefix: 26,
+        nodes: Selector::default(),
+        disabled: false,
+        allocation: Default::default(),
+    };
     snapshot.pools.insert("v4".to_owned(), seen(pool, 0));
     let invitation = Invitation {
         ttl: SignedDuration::from_mins(15),

@@ -42,6 +42,7 @@ fn east(peerings: &[(&str, Peering)]) -> Snapshot {
         block_prefix: 26,
         nodes: Selector::default(),
         disabled: false,
+        allocation: Default::default(),
     };
     snapshot.pools.insert("v4".to_owned(), seen(pool, 0));
     for name in ["a", "b"] {
