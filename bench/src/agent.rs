@@ -9,6 +9,7 @@ use isthmus_api::v1alpha1::{IPBlock, IPBlockSpec, IPPool, IPPoolSpec};
 use isthmus_intake::node::NodeObjects;
 use isthmus_kernel::{Kernel, PodLinks};
 use isthmus_node_agent::addresses::Ledger;
+use isthmus_node_agent::chained::Registry;
 use isthmus_node_agent::cni;
 use isthmus_node_agent::dataplane_link::DataplaneLink;
 use isthmus_node_agent::engine::{Engine, Wiring};
@@ -38,7 +39,8 @@ async fn serve(directory: &Path, dual_stack: bool) -> Result<()> {
     let store = Arc::new(ObjectStore::default());
     let links = PodLinks::open().context("cannot talk to the kernel about links")?;
     let ledger = Ledger::open(&directory.join("journal"), &Default::default());
-    let (node, advances) = Node::new(store.clone(), links, ledger, Arc::new(Metrics::new()));
+    let chained = Registry::open(&directory.join("chained"), &Default::default());
+    let (node, advances) = Node::new(store.clone(), links, ledger, chained, Arc::new(Metrics::new()));
     let listener = cni::listen(&directory.join(CNI_SOCKET))?;
     let (report, _reports) = watch::channel(None);
     let (notices, _notices) = mpsc::unbounded_channel();

@@ -2,6 +2,7 @@
 //! CNI calls, served on a Unix socket. ADD never asks the API server.
 
 mod call;
+mod chained;
 mod server;
 mod work;
 

@@ -263,6 +263,7 @@ impl Engine {
         }
         self.take_in_objects(sync);
         self.facts.pods = self.wiring.node.ledger().pod_facts();
+        self.facts.chained = self.wiring.node.chained().facts();
         let desired = compile(&self.intent, &self.facts);
         // First, since the kernel's entries for tunnels need the devices that the data plane process makes.
         self.configure(&desired.dataplane, Instant::now());
@@ -354,7 +355,12 @@ impl Engine {
     async fn observe_underlay(&mut self) {
         let Some(kernel) = &self.kernel else { return };
         match kernel.underlay().await {
-            Ok(underlay) => self.facts.uplinks = uplinks(&underlay),
+            Ok(underlay) => {
+                self.facts.uplinks = uplinks(&underlay);
+                // The other plugin's host ends may have addresses, and lead to a pod and nowhere else.
+                let chained = self.wiring.node.chained();
+                chained.pods().values().for_each(|pod| drop(self.facts.uplinks.remove(&pod.link)));
+            }
             Err(error) => {
                 tracing::warn!(%error, "the links of the node cannot be read; the last reading stays")
             }
@@ -508,6 +514,23 @@ fn release_orphans(node: &Node) {
             }
         }
         Err(error) => tracing::warn!(%error, "pods' links cannot be listed"),
+    }
+    forget_vanished(node);
+}
+
+/// The same of pods that another plugin made.
+fn forget_vanished(node: &Node) {
+    let before = node.chained().pods().clone();
+    if before.is_empty() {
+        return;
+    }
+    match node.links.indices() {
+        Ok(links) => {
+            for key in node.chained().forget_vanished(&before, &links) {
+                tracing::info!(container = key.container, "its container is gone: forgotten");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "links cannot be listed"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! The node agent: one event loop that brings this node's kernel to what the cluster decided, and answers CNI calls.
 
 pub mod addresses;
+pub mod chained;
 pub mod cni;
 pub mod conflist;
 pub mod dataplane_link;

@@ -9,6 +9,7 @@ use isthmus_kernel::PodLinks;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::addresses::Ledger;
+use crate::chained::Registry;
 use crate::metrics::Metrics;
 use crate::objects::ObjectStore;
 
@@ -32,6 +33,7 @@ pub struct Node {
     /// Counters.
     pub metrics: Arc<Metrics>,
     ledger: Mutex<Ledger>,
+    chained: Mutex<Registry>,
     view: Mutex<View>,
     advance: mpsc::UnboundedSender<Advance>,
 }
@@ -43,6 +45,8 @@ pub struct View {
     pub blocked: Option<String>,
     /// Families (`v6` each) of which a pod gets an address.
     pub families: BTreeSet<bool>,
+    /// Another plugin gives addresses out, too.
+    pub chained: bool,
     /// MTU of pods' interfaces, bytes.
     pub pod_mtu: u32,
     /// Egress policies exist: a pod has to be known before its first packet.
@@ -55,18 +59,24 @@ impl Node {
         store: Arc<ObjectStore>,
         links: PodLinks,
         ledger: Ledger,
+        chained: Registry,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Advance>) {
         let (advance, requests) = mpsc::unbounded_channel();
         let view =
             View { blocked: Some("the agent is starting".to_owned()), pod_mtu: 1500, ..View::default() };
-        let (ledger, view) = (Mutex::new(ledger), Mutex::new(view));
-        (Arc::new(Self { store, links, metrics, ledger, view, advance }), requests)
+        let (ledger, chained, view) = (Mutex::new(ledger), Mutex::new(chained), Mutex::new(view));
+        (Arc::new(Self { store, links, metrics, ledger, chained, view, advance }), requests)
     }
 
     /// The ledger. Held across a write to disk at most.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pods whose link another plugin made. Held across a write to disk at most.
+    pub fn chained(&self) -> MutexGuard<'_, Registry> {
+        self.chained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the engine published last.
@@ -78,6 +88,7 @@ impl Node {
     pub(crate) fn publish(&self, intent: &NodeIntent, pod_mtu: u32) {
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         view.families = intent.pod_families();
+        view.chained = intent.is_chained();
         view.egress = !intent.egress.is_empty();
         view.pod_mtu = pod_mtu;
     }
@@ -91,6 +102,10 @@ impl Node {
     pub fn readiness(&self) -> Result<(), String> {
         let view = self.view();
         view.blocked.map_or(Ok(()), Err)?;
+        if view.chained && view.families.is_empty() {
+            // Whether the other plugin has an address left is its to say.
+            return Ok(());
+        }
         self.ledger().readiness(&view.families)
     }
 

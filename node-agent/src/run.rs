@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::addresses::Ledger;
+use crate::chained::Registry;
 use crate::conflist::Conflist;
 use crate::dataplane_link::DataplaneLink;
 use crate::engine::{Engine, Wiring};
@@ -55,8 +56,10 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
     let seen = links.list().context("cannot list pods' links")?;
     let seen = seen.into_iter().map(|(link, seen)| (link, seen.alias)).collect();
     let ledger = Ledger::open(&places.journal, &seen);
+    let indices = links.indices().context("cannot list links")?;
+    let chained = Registry::open(&places.journal.with_file_name("chained"), &indices);
     let metrics = Arc::new(Metrics::new());
-    let (node, advances) = Node::new(store, links, ledger, metrics.clone());
+    let (node, advances) = Node::new(store, links, ledger, chained, metrics.clone());
     let listener = cni::listen(&places.cni_socket)
         .with_context(|| format!("cannot listen on {}", places.cni_socket.display()))?;
     let (report, reports) = watch::channel(None);

@@ -28,4 +28,4 @@ pub use converge::{InSync, Outcomes};
 pub use events::{Change, Events};
 pub use kernel::{Kernel, KernelError, LinkFacts, Underlay};
 pub use nft::{Nft, NftError};
-pub use pod_link::{POD_ALIAS_MAX, PodLink, PodLinkError, PodLinkMade, PodLinkSeen, PodLinks};
+pub use pod_link::{ForeignLink, POD_ALIAS_MAX, PodLink, PodLinkError, PodLinkMade, PodLinkSeen, PodLinks};

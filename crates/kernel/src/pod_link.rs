@@ -3,6 +3,7 @@
 //!
 //! Nothing is moved between namespaces and no table is read: a move waits for grace periods of the kernel.
 
+mod chained;
 mod leaving;
 mod messages;
 
@@ -23,6 +24,7 @@ use crate::link::{self, POD_ALIAS};
 use crate::table::link_index;
 use crate::wire::{Refusal, Request, Wire};
 use crate::{addr, netns, sysctl};
+pub use chained::ForeignLink;
 use leaving::Leaving;
 
 /// Bytes of a [`PodLink::alias`]: the kernel takes 255 (IFALIASZ), `isthmus:pod:` before it included.
@@ -88,6 +90,16 @@ pub enum PodLinkError {
         path: PathBuf,
         /// The taken name.
         ifname: LinkName,
+    },
+    /// An interface of another plugin that Isthmus cannot work with.
+    #[error(
+        "{ifname} of the pod is no veth pair to the node: {what}; put isthmus-cni behind a plugin that makes one, such as ptp or bridge"
+    )]
+    Foreign {
+        /// The pod's interface.
+        ifname: LinkName,
+        /// What it is instead.
+        what: String,
     },
     /// The pod's namespace cannot be entered.
     #[error("cannot enter the pod's network namespace {}: the pod may be gone", path.display())]

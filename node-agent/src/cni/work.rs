@@ -18,6 +18,7 @@ use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use super::call::{Call, Target};
 use crate::addresses::{Attachment, AttachmentKey, LedgerError};
+use crate::chained::Chained;
 use crate::conflist::NETWORK;
 use crate::engine::concerns_pod;
 use crate::node::Node;
@@ -41,10 +42,20 @@ impl Workshop {
         &self.node
     }
 
+    /// The node, for work that waits elsewhere.
+    pub(super) fn shared_node(&self) -> Arc<Node> {
+        self.node.clone()
+    }
+
     /// Does what is asked; gives what the plugin prints.
     pub(crate) async fn call(&self, call: Call, config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
         // DEL has to be lenient: a container that goes does not wait for a configuration that somebody mends.
-        if !matches!(call, Call::Del(_)) {
+        let chained = match &call {
+            Call::Del(_) => true,
+            Call::Add(_) => config.prev_result.is_some(),
+            Call::Check(_) | Call::Gc | Call::Status => self.node.view().chained,
+        };
+        if !chained {
             is_ours(config)?;
         }
         match call {
@@ -52,7 +63,10 @@ impl Workshop {
                 let _shared = self.all.read().await;
                 let container = self.container(&target.key.container);
                 let _alone = container.lock().await;
-                let result = self.add(&target, config).await?;
+                if let Some(previous) = &config.prev_result {
+                    return self.join(&target, config, previous).await;
+                }
+                let result = self.add(&target).await?;
                 Ok(result.to_json(&config.cni_version))
             }
             Call::Check(target) => {
@@ -86,11 +100,7 @@ impl Workshop {
         lock
     }
 
-    async fn add(&self, target: &Target, config: &NetworkConfig) -> Result<AddResult, CniError> {
-        if config.prev_result.is_some() {
-            let msg = "isthmus-cni makes the pod's interface: it has to come first in the plugin list";
-            return Err(CniError::new(code::INVALID_CONFIG, msg));
-        }
+    async fn add(&self, target: &Target) -> Result<AddResult, CniError> {
         let view = self.node.view();
         if let Some(why) = view.blocked {
             return Err(CniError::new(code::TRY_AGAIN, why));
@@ -121,7 +131,7 @@ impl Workshop {
         Ok(result(target, &attachment, &made, view.pod_mtu))
     }
 
-    async fn wait_for_pod(&self, target: &Target) -> Result<(), CniError> {
+    pub(super) async fn wait_for_pod(&self, target: &Target) -> Result<(), CniError> {
         let Some(pod) = &target.pod else {
             let msg = "CNI_ARGS names no K8S_POD_NAMESPACE and K8S_POD_NAME, and egress policies have to hold from a pod's first packet";
             return Err(CniError::new(code::INVALID_ENVIRONMENT, msg).with_details(
@@ -186,7 +196,11 @@ impl Workshop {
     }
 
     async fn del(&self, key: &AttachmentKey) -> Result<(), CniError> {
+        let joined = self.leave(key).await;
         let known = self.node.ledger().get(key).cloned();
+        if joined && known.is_none() {
+            return Ok(());
+        }
         let link = known.as_ref().map_or_else(|| pod_link(&key.container, &key.ifname), |to| to.link.clone());
         if known.is_some() {
             self.node.ledger().link_going(key);
@@ -215,6 +229,10 @@ impl Workshop {
     }
 
     async fn check(&self, target: Target, config: &NetworkConfig) -> Result<(), CniError> {
+        let joined = self.node.chained().get(&target.key).cloned();
+        if let Some(pod) = joined {
+            return self.check_joined(&target, config, &pod).await;
+        }
         let Some(attachment) = self.node.ledger().get(&target.key).cloned() else {
             let msg = format!("container {} has no attachment {}", target.key.container, target.key.ifname);
             return Err(CniError::new(code::UNKNOWN_CONTAINER, msg));
@@ -238,8 +256,13 @@ impl Workshop {
         let stays = |key: &AttachmentKey| {
             kept.iter().any(|valid| valid.container_id == key.container && valid.ifname == key.ifname)
         };
-        let gone: Vec<AttachmentKey> =
-            self.node.ledger().attachments().keys().filter(|key| !stays(key)).cloned().collect();
+        let mut gone: Vec<AttachmentKey> = Vec::new();
+        if config.name == NETWORK {
+            gone.extend(self.node.ledger().attachments().keys().filter(|key| !stays(key)).cloned());
+        }
+        // Of pods that another plugin made, those of the network that is spoken of.
+        let of_network = |(key, pod): &(&AttachmentKey, &Chained)| pod.network == config.name && !stays(key);
+        gone.extend(self.node.chained().pods().iter().filter(of_network).map(|(key, _)| key.clone()));
         let mut failed = Vec::new();
         for key in gone {
             if let Err(error) = self.del(&key).await {
@@ -267,7 +290,7 @@ fn wanted(target: &Target, attachment: &Attachment, mtu: u32) -> PodLink {
 }
 
 /// Runtimes hand out `/var/run/netns/…`; in our container the host's directory may be mounted as `/run/netns` only.
-fn seen_from_here(netns: &Path) -> PathBuf {
+pub(super) fn seen_from_here(netns: &Path) -> PathBuf {
     match netns.strip_prefix("/var") {
         Ok(rest) if !netns.exists() => Path::new("/").join(rest),
         _ => netns.to_owned(),
@@ -324,16 +347,19 @@ fn result(target: &Target, attachment: &Attachment, made: &PodLinkMade, mtu: u32
     }
 }
 
-fn link_error(error: PodLinkError) -> CniError {
+pub(super) fn link_error(error: PodLinkError) -> CniError {
     let code = match &error {
         PodLinkError::Namespace { .. } => code::INVALID_NETNS,
         PodLinkError::Exists { .. } => code::INVALID_ENVIRONMENT,
+        PodLinkError::Foreign { .. } => code::INVALID_CONFIG,
         PodLinkError::Broken(_) | PodLinkError::Refused { .. } | PodLinkError::Socket(_) => code::KERNEL,
     };
     CniError::new(code, error.to_string())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CniError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, CniError> {
     let interrupted = |error| CniError::new(code::IO_FAILURE, format!("the agent failed inside: {error}"));
     tokio::task::spawn_blocking(work).await.map_err(interrupted)
 }

@@ -13,6 +13,7 @@ use isthmus_cni::wire::Request;
 use isthmus_intake::node::NodeObjects;
 use isthmus_kernel::{Kernel, PodLinks};
 use isthmus_node_agent::addresses::Ledger;
+use isthmus_node_agent::chained::Registry;
 use isthmus_node_agent::cni;
 use isthmus_node_agent::conflist::Conflist;
 use isthmus_node_agent::dataplane_link::DataplaneLink;
@@ -75,7 +76,8 @@ impl TestNode {
         let seen = links.list().expect("lists").into_iter().map(|(link, seen)| (link, seen.alias)).collect();
         let ledger = Ledger::open(&self.path("journal"), &seen);
         self.metrics = Arc::new(Metrics::new());
-        let (node, advances) = Node::new(self.store.clone(), links, ledger, self.metrics.clone());
+        let chained = Registry::open(&self.path("chained"), &links.indices().expect("lists"));
+        let (node, advances) = Node::new(self.store.clone(), links, ledger, chained, self.metrics.clone());
         let listener = cni::listen(&self.path("run/cni.sock")).expect("the socket");
         let (report, reports) = watch::channel(None);
         self.report = reports;

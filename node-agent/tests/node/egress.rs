@@ -13,20 +13,20 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use crate::agent::{CONFIG, cluster, two_nodes};
 
 const SOON: Duration = Duration::from_secs(5);
-const OUTSIDE: &str = "203.0.113.9";
+pub(crate) const OUTSIDE: &str = "203.0.113.9";
 
-fn labels() -> Option<BTreeMap<String, String>> {
+pub(crate) fn labels() -> Option<BTreeMap<String, String>> {
     Some(BTreeMap::from([("app".to_owned(), "billing".to_owned())]))
 }
 
-fn know_pod(objects: &mut NodeObjects, name: &str, labels: Option<BTreeMap<String, String>>) {
+pub(crate) fn know_pod(objects: &mut NodeObjects, name: &str, labels: Option<BTreeMap<String, String>>) {
     let mut pod = Pod::default();
     pod.metadata.labels = labels;
     objects.pods.insert(("shop".into(), name.into()), pod);
 }
 
 /// Pods with the label reach the outside through `gateway` as 203.0.113.200.
-fn policy(gateway: Option<&str>) -> EgressPolicy {
+pub(crate) fn policy(gateway: Option<&str>) -> EgressPolicy {
     let spec = EgressPolicySpec {
         pod_selector: Some(LabelSelector { match_labels: labels(), ..Default::default() }),
         destination_cidrs: vec!["203.0.113.0/24".into()],
@@ -39,7 +39,7 @@ fn policy(gateway: Option<&str>) -> EgressPolicy {
     object
 }
 
-fn outside(lab: &Lab, gateway: &isthmus_testkit::Namespace) -> isthmus_testkit::Namespace {
+pub(crate) fn outside(lab: &Lab, gateway: &isthmus_testkit::Namespace) -> isthmus_testkit::Namespace {
     let outside = lab.namespace("outside");
     lab.cable((gateway, "eth1", &["203.0.113.1/24"]), (&outside, "eth0", &["203.0.113.9/24"]));
     // A cable is slow to come up, and this is not about cables.

@@ -2,6 +2,7 @@
 //! The agent of a node against a real kernel, in namespaces.
 
 mod agent;
+mod chained;
 mod egress;
 mod gateways;
 mod peers;

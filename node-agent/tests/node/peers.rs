@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use isthmus_api::v1alpha1::{ClusterPeering, ClusterPeeringSpec, ClusterPeeringStatus, RemoteGateway};
+use isthmus_intake::node::NodeObjects;
 use isthmus_testkit::{Lab, within};
 
 use crate::agent::{TestNode, add_pool, api_node, two_nodes};
@@ -53,11 +54,23 @@ pub(crate) fn peering(
 }
 
 fn join(east: &TestNode, west: &TestNode) {
-    east.know(|objects| {
+    let know = |objects: &mut NodeObjects| {
         objects.nodes.insert("n1".into(), api_node(&["172.18.0.1", "fd18::1"]));
         add_pool(objects, "four", "10.1.0.0/16", &[("10.1.0.0/26", "n1")]);
         add_pool(objects, "six", "fd00:1::/64", &[("fd00:1::/122", "n1")]);
-    });
+    };
+    join_as(east, west, know, ["10.1.0.0", "fd00:1::"], ["10.1.0.0/16", "fd00:1::/64"]);
+}
+
+/// The same with other addresses of east: its objects, its gateway's addresses in the tunnel, its pods' CIDRs.
+pub(crate) fn join_as(
+    east: &TestNode,
+    west: &TestNode,
+    know: impl FnOnce(&mut NodeObjects),
+    mesh: [&str; 2],
+    cidrs: [&str; 2],
+) {
+    east.know(know);
     west.know(|objects| {
         objects.nodes.insert("n2".into(), api_node(&["172.18.0.2", "fd18::2"]));
         add_pool(objects, "four", "10.2.0.0/16", &[("10.2.0.0/26", "n2")]);
@@ -69,8 +82,8 @@ fn join(east: &TestNode, west: &TestNode) {
     let remote = gateway(&west_key, "172.18.0.2:51820", vec!["10.2.0.0", "fd00:2::"]);
     let peer = peering("west", &["10.2.0.0/16", "fd00:2::/64"], &[remote], &["n1"]);
     east.store.change(|objects| drop(objects.peerings.insert("west".into(), peer)));
-    let remote = gateway(&east_key, "172.18.0.1:51820", vec!["10.1.0.0", "fd00:1::"]);
-    let peer = peering("east", &["10.1.0.0/16", "fd00:1::/64"], &[remote], &["n2"]);
+    let remote = gateway(&east_key, "172.18.0.1:51820", mesh.to_vec());
+    let peer = peering("east", &cidrs, &[remote], &["n2"]);
     west.store.change(|objects| drop(objects.peerings.insert("east".into(), peer)));
 }
 

@@ -15,6 +15,7 @@ use isthmus_api::v1alpha1::{IPBlock, IPBlockSpec, IPPool, IPPoolSpec};
 use isthmus_intake::node::NodeObjects;
 use isthmus_kernel::{Kernel, PodLinks};
 use isthmus_node_agent::addresses::Ledger;
+use isthmus_node_agent::chained::Registry;
 use isthmus_node_agent::dataplane_link::DataplaneLink;
 use isthmus_node_agent::engine::{Engine, Wiring};
 use isthmus_node_agent::memory::Memory;
@@ -64,7 +65,8 @@ async fn start(directory: &Path) -> Result<Arc<Node>> {
     let links = PodLinks::open().context("cannot talk to the kernel about links")?;
     let seen = links.list()?.into_iter().map(|(link, seen)| (link, seen.alias)).collect();
     let ledger = Ledger::open(&state.join("journal").join("addresses"), &seen);
-    let (node, advances) = Node::new(store.clone(), links, ledger, Arc::new(Metrics::new()));
+    let chained = Registry::open(&state.join("journal").join("chained"), &links.indices()?);
+    let (node, advances) = Node::new(store.clone(), links, ledger, chained, Arc::new(Metrics::new()));
     let listener = cni::listen(&directory.join("run").join("cni.sock"))?;
     let (report, mut reports) = watch::channel(None);
     let (notices, _) = mpsc::unbounded_channel();
