@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The network configuration that tells the container runtime of us. It appears only once ADD can work.
 
+mod chained;
+
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -19,15 +22,17 @@ pub const NETWORK: &str = "isthmus";
 /// File name: before those of others, since runtimes take the first.
 pub const FILE_NAME: &str = "05-isthmus.conflist";
 
-/// Where an edit of the file is kept. Runtimes read what ends in .conf, .conflist or .json: this ends in none of them.
-const EDITED_NAME: &str = ".05-isthmus.conflist.edited";
+/// The same behind another plugin, whose own may be such as `05-cilium.conflist`.
+pub const CHAINED_FILE_NAME: &str = "00-isthmus.conflist";
+const FILE_NAMES: [&str; 2] = [FILE_NAME, CHAINED_FILE_NAME];
 
 /// What [`Conflist::ensure`] found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ensured {
     /// It was as it shall be.
     Kept,
-    /// It was not there, or we had written it for other plugins than are installed now.
+    /// It was not there, or we had written it for other plugins than are installed now, or for another list of the plugin
+    /// before ours.
     Written,
     /// It was there, but not of our making: edited by hand, or of another version. What it held is kept.
     Restored,
@@ -40,6 +45,10 @@ pub struct Conflist {
     pub directory: PathBuf,
     /// `/opt/cni/bin`.
     pub plugins: PathBuf,
+    /// Ours comes behind another plugin.
+    chained: bool,
+    /// What was written behind another plugin's last.
+    written: Arc<Mutex<Option<String>>>,
     /// What the installed portmap plugin speaks, once it was asked.
     portmap: Arc<Mutex<Option<Asked>>>,
 }
@@ -65,25 +74,44 @@ const ANSWER_MAX_BYTES: usize = 64 << 10;
 impl Conflist {
     /// A configuration in `directory`, of plugins in `plugins`.
     pub fn new(directory: PathBuf, plugins: PathBuf) -> Self {
-        Self { directory, plugins, portmap: Arc::default() }
+        Self { directory, plugins, chained: false, written: Arc::default(), portmap: Arc::default() }
+    }
+
+    /// The same, behind the plugin whose configuration is the first in the directory but for ours.
+    pub fn chained(self) -> Self {
+        Self { chained: true, ..self }
     }
 
     /// The configuration.
     pub fn file(&self) -> PathBuf {
-        self.directory.join(FILE_NAME)
+        self.directory.join(self.name())
     }
 
-    /// What the configuration held before it was restored the last time.
+    /// What the configuration held before it was restored the last time. Runtimes read what ends in .conf, .conflist or
+    /// .json: this ends in none of them.
     pub fn edited(&self) -> PathBuf {
-        self.directory.join(EDITED_NAME)
+        self.directory.join(format!(".{}.edited", self.name()))
+    }
+
+    fn name(&self) -> &'static str {
+        if self.chained { CHAINED_FILE_NAME } else { FILE_NAME }
+    }
+
+    /// Takes away the configuration, behind another plugin or not.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn remove(directory: &Path) -> io::Result<()> {
+        FILE_NAMES.iter().try_for_each(|name| remove_if_there(&directory.join(name)))
     }
 
     /// Brings the file to what it shall be, atomically. It may wait for a plugin's answer.
     ///
     /// # Errors
-    /// The directory cannot be written: then the file stays as it was.
+    /// The directory cannot be written: then the file stays as it was. No other plugin's configuration is there for ours to
+    /// come behind: then there is none of ours either.
     pub fn ensure(&self) -> io::Result<Ensured> {
-        let wanted = content(self.portmap_version());
+        let wanted = if self.chained { self.behind_primary()? } else { content(self.portmap_version()) };
         let found = match fs::read(self.file()) {
             Ok(found) => Some(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -92,12 +120,45 @@ impl Conflist {
         if found.as_deref() == Some(wanted.as_bytes()) {
             return Ok(Ensured::Kept);
         }
-        let edited = found.filter(|found| !is_ours(found));
+        let edited = found.filter(|found| !self.is_ours(found));
         if let Some(edited) = &edited {
             write_atomically(&self.edited(), edited, 0o600)?;
         }
         write_atomically(&self.file(), wanted.as_bytes(), 0o600)?;
+        *self.last_written() = Some(wanted);
+        // Of the other way to be installed nothing may be left.
+        let others = FILE_NAMES.iter().filter(|name| **name != self.name());
+        others.into_iter().try_for_each(|name| remove_if_there(&self.directory.join(name)))?;
         Ok(if edited.is_some() { Ensured::Restored } else { Ensured::Written })
+    }
+
+    /// The list of the plugin before ours, with ours.
+    fn behind_primary(&self) -> io::Result<String> {
+        let found = chained::primary(&self.directory, &FILE_NAMES).and_then(|(path, list)| {
+            let first = path.file_name().is_some_and(|name| name < OsStr::new(CHAINED_FILE_NAME));
+            let why = || format!("runtimes take {} before {CHAINED_FILE_NAME}; rename it", path.display());
+            if first { Err(io::Error::other(why())) } else { Ok(format!("{list:#}\n")) }
+        });
+        if found.is_err() {
+            // It would have runtimes call a plugin that is gone.
+            remove_if_there(&self.file())?;
+        }
+        found
+    }
+
+    /// Whether we wrote this. An agent that has just started takes whatever ends with ours for what the one before it wrote.
+    fn is_ours(&self, found: &[u8]) -> bool {
+        if !self.chained {
+            return is_content(found);
+        }
+        match self.last_written().as_deref() {
+            Some(written) => written.as_bytes() == found,
+            None => chained::has_our_shape(found),
+        }
+    }
+
+    fn last_written(&self) -> MutexGuard<'_, Option<String>> {
+        self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The version that a list with the installed portmap plugin can have; none without the plugin.
@@ -126,8 +187,15 @@ fn content(portmap: Option<&str>) -> String {
     format!("{list:#}\n")
 }
 
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whether we wrote this, though perhaps for other plugins than are installed now.
-fn is_ours(found: &[u8]) -> bool {
+fn is_content(found: &[u8]) -> bool {
     [None, Some(NEWEST), Some(WITHOUT_STATUS)].map(content).iter().any(|ours| ours.as_bytes() == found)
 }
 
@@ -235,6 +303,44 @@ mod tests {
         fs::write(conflist.file(), "{").unwrap();
         assert!(conflist.ensure().is_err());
         assert_eq!(fs::read_to_string(conflist.file()).unwrap(), "{");
+    }
+
+    #[test]
+    fn behind_another_plugin_its_list_is_followed_and_without_one_there_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let conflist = conflist(directory.path()).chained();
+        let none = conflist.ensure().unwrap_err().to_string();
+        assert!(none.contains("there is none yet"), "{none}");
+        fs::write(directory.path().join(FILE_NAME), content(None)).unwrap();
+        let list = |kind: &str| json!({ "cniVersion": "1.0.0", "name": "n", "plugins": [{ "type": kind }] });
+        let primary = directory.path().join("05-cilium.conflist");
+        let kinds = || -> Vec<Value> {
+            let list: Value = serde_json::from_slice(&fs::read(conflist.file()).unwrap()).unwrap();
+            list["plugins"].as_array().unwrap().iter().map(|plugin| plugin["type"].clone()).collect()
+        };
+        for kind in ["cilium-cni", "ptp"] {
+            fs::write(&primary, list(kind).to_string()).unwrap();
+            // The last to be taken, as everywhere a file that an editor left.
+            fs::write(directory.path().join("99-loopback.conf"), list("loopback").to_string()).unwrap();
+            assert_eq!(conflist.ensure().unwrap(), Ensured::Written, "{kind}");
+            assert_eq!(conflist.ensure().unwrap(), Ensured::Kept);
+            assert_eq!(kinds(), [kind, "isthmus-cni"]);
+        }
+        assert!(!directory.path().join(FILE_NAME).exists(), "ours as the first plugin is gone");
+        fs::write(conflist.file(), "{}").unwrap();
+        assert_eq!(conflist.ensure().unwrap(), Ensured::Restored);
+        assert_eq!(fs::read_to_string(conflist.edited()).unwrap(), "{}");
+        // The next agent finds what the one before it wrote, for a list that is another one by now.
+        fs::write(&primary, list("bridge").to_string()).unwrap();
+        let next = Conflist::new(directory.path().into(), directory.path().into()).chained();
+        assert_eq!(next.ensure().unwrap(), Ensured::Written);
+        fs::remove_file(&primary).unwrap();
+        assert!(next.ensure().is_err());
+        assert!(!next.file().exists(), "runtimes would call a plugin that is gone");
+        fs::write(directory.path().join("00-a.conflist"), list("ptp").to_string()).unwrap();
+        let first = next.ensure().unwrap_err().to_string();
+        assert!(first.contains("rename it"), "{first}");
+        Conflist::remove(directory.path()).unwrap();
     }
 
     #[test]

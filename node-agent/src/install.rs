@@ -2,12 +2,13 @@
 //! The init step: puts the plugin binary on the node.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::conflist::write_atomically;
+use crate::conflist::{Conflist, write_atomically};
 
 const PLUGIN: &str = "isthmus-cni";
 
@@ -59,6 +60,18 @@ fn words(names: &[String]) -> Option<Vec<&str>> {
     }
 }
 
+/// Takes away the configuration first, so that no runtime is told of a plugin that is gone.
+pub fn uninstall(cni_config: &Path, target: &Path) -> anyhow::Result<()> {
+    Conflist::remove(cni_config).with_context(|| format!("cannot write {}", cni_config.display()))?;
+    let path = target.join(PLUGIN);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -92,6 +105,21 @@ mod tests {
         let refused =
             install_plugins(Path::new("/bin/false"), &owned(&["dhcp"]), Path::new("/")).unwrap_err();
         assert!(refused.to_string().contains("dhcp"), "{refused}");
+    }
+
+    #[test]
+    fn what_was_installed_is_taken_away_and_what_others_have_there_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [PLUGIN, "05-isthmus.conflist", "00-isthmus.conflist", "ptp", "10-pods.conflist"] {
+            fs::write(directory.path().join(name), "x").unwrap();
+        }
+        for _ in 0..2 {
+            uninstall(directory.path(), directory.path()).unwrap();
+        }
+        let left = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        assert_eq!(left, ["10-pods.conflist", "ptp"]);
     }
 
     #[test]

@@ -36,6 +36,15 @@ enum Command {
         #[arg(long, default_value = "/usr/bin/isthmus-plugins")]
         plugins_source: PathBuf,
     },
+    /// Take the CNI configuration and the plugin off the node again.
+    Uninstall {
+        /// The container runtime's directory of network configurations.
+        #[arg(long, default_value = "/etc/cni/net.d")]
+        cni_config: PathBuf,
+        /// The host's directory of CNI plugins.
+        #[arg(long, default_value = "/host/opt/cni/bin")]
+        target: PathBuf,
+    },
     /// Bring this node to what the cluster decided, until SIGTERM.
     Run {
         /// Name of this node in Kubernetes.
@@ -56,10 +65,22 @@ enum Command {
         /// The container runtime's directory of plugins.
         #[arg(long, default_value = "/opt/cni/bin")]
         cni_plugins: PathBuf,
+        /// Whether the plugin is the first of its list, or behind that of another one.
+        #[arg(long, env = "CNI_MODE", default_value = "first")]
+        cni_mode: CniMode,
         /// Where health and metrics are served.
         #[arg(long, env = "METRICS_ADDRESS", default_value = "127.0.0.1:9471")]
         metrics: SocketAddr,
     },
+}
+
+/// What the plugin is to pods.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum CniMode {
+    /// It makes their interfaces and gives them addresses.
+    First,
+    /// Another plugin does; the agent puts this one behind it.
+    Chained,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -70,7 +91,17 @@ fn main() -> anyhow::Result<()> {
             install::install(&source, &target)?;
             install::install_plugins(&plugins_source, &plugins, &target)
         }
-        Command::Run { node, state_dir, cni_socket, dataplane_socket, cni_config, cni_plugins, metrics } => {
+        Command::Uninstall { cni_config, target } => install::uninstall(&cni_config, &target),
+        Command::Run {
+            node,
+            state_dir,
+            cni_socket,
+            dataplane_socket,
+            cni_config,
+            cni_plugins,
+            cni_mode,
+            metrics,
+        } => {
             let journal = state_dir.join("journal").join("addresses");
             let memory = state_dir.join("intent");
             let places = run::Places {
@@ -81,6 +112,7 @@ fn main() -> anyhow::Result<()> {
                 dataplane_socket,
                 cni_config,
                 cni_plugins,
+                cni_chained: cni_mode == CniMode::Chained,
                 metrics,
             };
             let runtime =

@@ -40,6 +40,8 @@ pub struct Places {
     pub cni_config: PathBuf,
     /// `/opt/cni/bin`.
     pub cni_plugins: PathBuf,
+    /// Our plugin comes behind another one.
+    pub cni_chained: bool,
     /// Health and metrics.
     pub metrics: SocketAddr,
 }
@@ -64,13 +66,15 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", places.cni_socket.display()))?;
     let (report, reports) = watch::channel(None);
     let (told, tells) = mpsc::unbounded_channel();
+    let conflist = Conflist::new(places.cni_config, places.cni_plugins);
+    let conflist = if places.cni_chained { conflist.chained() } else { conflist };
     let engine = Engine::new(Wiring {
         name: places.node.clone(),
         node: node.clone(),
         advances,
         dataplane: DataplaneLink::start(places.dataplane_socket),
         open_kernel: Box::new(Kernel::open),
-        conflist: Some(Conflist::new(places.cni_config, places.cni_plugins)),
+        conflist: Some(conflist),
         memory: Memory::open(places.memory, &places.node),
         report,
         notices: told,
