@@ -17,6 +17,8 @@ pub struct NetworkConfig {
     /// Name of the network.
     #[serde(default)]
     pub name: String,
+    /// The plugin for addresses.
+    pub ipam: Option<IpamConfig>,
     /// Result of the plugin before, or of the whole ADD (CHECK, DEL).
     pub prev_result: Option<Value>,
     /// GC: attachments that shall stay.
@@ -25,6 +27,16 @@ pub struct NetworkConfig {
     /// The same under the key of libcni 1.2 (containernetworking/cni#1101).
     #[serde(rename = "cni.dev/attachments")]
     pub attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// What a configuration says of addresses, as far as we read it.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct IpamConfig {
+    /// Name of the plugin; empty for ours.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// Routes in place of the default ones.
+    pub routes: Option<Value>,
 }
 
 /// An attachment that a GC call leaves alone.

@@ -4,6 +4,7 @@
 //! Without the feature `types` this crate uses the standard library only, and so does the plugin.
 
 pub mod code;
+mod delegate;
 pub mod plugin;
 pub mod wire;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `isthmus-cni`: the CNI plugin. All work is done by the agent behind the Unix socket.
+//! `isthmus-cni`: the CNI plugin, and the plugin for addresses where it is called as `isthmus-ipam`. All work is done by the agent behind the Unix socket.
 
 use std::env;
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use isthmus_cni::plugin;
-use isthmus_cni::wire::{MAX_FRAME_BYTES, Request};
+use isthmus_cni::wire::{MAX_FRAME_BYTES, ROLE, ROLE_IPAM, Request};
 
 const SOCKET: &str = "/run/isthmus/cni.sock";
 
@@ -19,7 +19,12 @@ fn main() -> ExitCode {
     }
     let variables = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let request = Request { env: variables.filter(|(name, _)| name.starts_with("CNI_")).collect(), stdin };
+    let mut variables: Vec<_> = variables.filter(|(name, _)| name.starts_with("CNI_")).collect();
+    let called = env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if called.file_name().is_some_and(|name| name == "isthmus-ipam") {
+        variables.push((ROLE.to_owned(), ROLE_IPAM.to_owned()));
+    }
+    let request = Request { env: variables, stdin };
     let socket = env::var_os("ISTHMUS_CNI_SOCKET").map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
     let outcome = plugin::run(&request, &socket);
     match io::stdout().write_all(&outcome.stdout) {

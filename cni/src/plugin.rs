@@ -8,13 +8,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::wire::{Answer, Request, read_payload};
+use crate::delegate;
+use crate::wire::{Answer, Delegated, Request, read_payload};
 use crate::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
 
 /// Longest time until an agent that does not answer is given up (a runtime tries again after code 11).
 const PATIENCE: Duration = Duration::from_millis(4500);
 /// STATUS is asked every few seconds, and is about this moment.
 const STATUS_PATIENCE: Duration = Duration::from_millis(500);
+/// The agent makes the link then, or takes it away.
+const AFTER_DELEGATION: Duration = Duration::from_secs(20);
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the program prints, and its exit code.
@@ -85,6 +88,13 @@ fn exchange(request: &Request, socket: &Path, patience: Duration) -> io::Result<
         stream.set_read_timeout(Some(left(deadline)))?;
         match Answer::parse(&read_payload(&mut stream)?).map_err(io::Error::other)? {
             Answer::Wait { seconds } => deadline = Instant::now() + Duration::from_secs(seconds.into()),
+            Answer::Delegate { plugin, command } => {
+                let outcome = delegate::run(request, &plugin, &command)
+                    .unwrap_or_else(|why| failure(request, code::INVALID_CONFIG, &why, ""));
+                let delegated = Delegated { exit_code: outcome.exit_code, stdout: outcome.stdout };
+                stream.write_all(&delegated.to_frame())?;
+                deadline = Instant::now() + AFTER_DELEGATION;
+            }
             Answer::Done { exit_code, stdout } => return Ok(Outcome { exit_code, stdout }),
         }
     }

@@ -3,6 +3,8 @@
 //!
 //! A frame is a length (`u32`, big endian, at most [`MAX_FRAME_BYTES`]) and a payload. The plugin sends one [`Request`]; the
 //! agent answers at once with [`Answer::Wait`], so that a hung agent is told from a busy one, and then with [`Answer::Done`].
+//! In between it may ask with [`Answer::Delegate`] for another plugin to be run where the runtime runs plugins, and is told
+//! with [`Delegated`] how that ended.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -12,6 +14,11 @@ pub const MAX_FRAME_BYTES: usize = 1 << 20;
 const REQUEST_MAGIC: &[u8; 4] = b"ICN1";
 const TAG_WAIT: u8 = 0;
 const TAG_DONE: u8 = 1;
+const TAG_DELEGATE: u8 = 2;
+/// The variable of a request in which the program says what it was called as; it is none of the specification's.
+pub const ROLE: &str = "ISTHMUS_ROLE";
+/// The role of a plugin for addresses.
+pub const ROLE_IPAM: &str = "ipam";
 
 /// What the runtime gave to the plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +37,13 @@ pub enum Answer {
         /// Seconds.
         seconds: u8,
     },
+    /// Run this plugin of `CNI_PATH` with the same variables but the command, and the same standard input.
+    Delegate {
+        /// Name of its file.
+        plugin: String,
+        /// `CNI_COMMAND` for it.
+        command: String,
+    },
     /// The end: exit code and standard output of the plugin.
     Done {
         /// 0, or 1 with an error object in `stdout`.
@@ -37,6 +51,30 @@ pub enum Answer {
         /// What the plugin prints.
         stdout: Vec<u8>,
     },
+}
+
+/// How another plugin ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delegated {
+    /// 0, or 1 with an error object in `stdout`.
+    pub exit_code: u8,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+}
+
+impl Delegated {
+    /// The whole frame, length included.
+    pub fn to_frame(&self) -> Vec<u8> {
+        let mut payload = vec![self.exit_code];
+        payload.extend(&self.stdout);
+        frame(&payload)
+    }
+
+    /// Reads a payload (a frame without its length).
+    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
+        let (exit_code, stdout) = payload.split_first().ok_or(Malformed("cut short"))?;
+        Ok(Self { exit_code: *exit_code, stdout: stdout.to_vec() })
+    }
 }
 
 /// A frame that breaks the protocol.
@@ -93,6 +131,12 @@ impl Answer {
     pub fn to_frame(&self) -> Vec<u8> {
         match self {
             Self::Wait { seconds } => frame(&[TAG_WAIT, *seconds]),
+            Self::Delegate { plugin, command } => {
+                let mut payload = vec![TAG_DELEGATE];
+                put_bytes(&mut payload, plugin.as_bytes());
+                put_bytes(&mut payload, command.as_bytes());
+                frame(&payload)
+            }
             Self::Done { exit_code, stdout } => {
                 let mut payload = vec![TAG_DONE, *exit_code];
                 payload.extend(stdout);
@@ -107,6 +151,15 @@ impl Answer {
             [TAG_WAIT, seconds] => Ok(Self::Wait { seconds: *seconds }),
             [TAG_DONE, exit_code, stdout @ ..] => {
                 Ok(Self::Done { exit_code: *exit_code, stdout: stdout.to_vec() })
+            }
+            [TAG_DELEGATE, rest @ ..] => {
+                let mut rest = rest;
+                let (plugin, command) = (take_text(&mut rest)?, take_text(&mut rest)?);
+                if rest.is_empty() {
+                    Ok(Self::Delegate { plugin, command })
+                } else {
+                    Err(Malformed("bytes after the end"))
+                }
             }
             _ => Err(Malformed("unknown kind of answer")),
         }
@@ -176,7 +229,12 @@ mod tests {
 
     #[test]
     fn an_answer_arrives_as_it_was_sent() {
-        for answer in [Answer::Wait { seconds: 20 }, Answer::Done { exit_code: 1, stdout: b"{}".to_vec() }] {
+        let delegate = Answer::Delegate { plugin: "host-local".into(), command: "ADD".into() };
+        let done = Answer::Done { exit_code: 1, stdout: b"{}".to_vec() };
+        let delegated = Delegated { exit_code: 0, stdout: b"{}".to_vec() };
+        let payload = read_payload(&mut delegated.to_frame().as_slice()).unwrap();
+        assert_eq!(Delegated::parse(&payload).unwrap(), delegated);
+        for answer in [Answer::Wait { seconds: 20 }, delegate, done] {
             let frame = answer.to_frame();
             assert_eq!(Answer::parse(&read_payload(&mut frame.as_slice()).unwrap()).unwrap(), answer);
         }

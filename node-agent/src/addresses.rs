@@ -7,4 +7,4 @@ mod ledger;
 
 pub use ipam::{COOL_DOWN, Ipam, Shortage};
 pub use journal::{Journal, JournalError, Recovery};
-pub use ledger::{Attachment, AttachmentKey, Ledger, LedgerError, Linking};
+pub use ledger::{Attachment, AttachmentKey, Lease, Ledger, LedgerError, Linking};

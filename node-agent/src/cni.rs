@@ -3,6 +3,8 @@
 
 mod call;
 mod chained;
+mod delegated;
+mod ipam;
 mod server;
 mod work;
 

@@ -11,24 +11,29 @@ use anyhow::{Context, bail};
 use crate::conflist::{Conflist, write_atomically};
 
 const PLUGIN: &str = "isthmus-cni";
+/// The same program: it goes by the name that it is called as.
+const NAMES: [&str; 2] = [PLUGIN, "isthmus-ipam"];
 
 /// Copies the plugin from `source` into the directory `target`, atomically. A runtime that executes it meanwhile runs the old one.
 pub fn install(source: &Path, target: &Path) -> anyhow::Result<()> {
     let content = fs::read(source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
     fs::create_dir_all(target)
         .with_context(|| format!("cannot create {}; mount the host's CNI directory", target.display()))?;
-    let path = target.join(PLUGIN);
-    match fs::symlink_metadata(&path) {
+    NAMES.iter().try_for_each(|name| install_as(&target.join(name), &content))
+}
+
+fn install_as(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    match fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             bail!("{} is no regular file; remove it, then the plugin can be installed", path.display())
         }
-        Ok(_) if fs::read(&path).is_ok_and(|installed| installed == content) => {
+        Ok(_) if fs::read(path).is_ok_and(|installed| installed == content) => {
             tracing::info!(path = %path.display(), "the plugin is installed already");
             return Ok(());
         }
         _ => {}
     }
-    write_atomically(&path, &content, 0o755).with_context(|| format!("cannot write {}", path.display()))?;
+    write_atomically(path, content, 0o755).with_context(|| format!("cannot write {}", path.display()))?;
     tracing::info!(path = %path.display(), bytes = content.len(), "the plugin is installed");
     Ok(())
 }
@@ -63,13 +68,12 @@ fn words(names: &[String]) -> Option<Vec<&str>> {
 /// Takes away the configuration first, so that no runtime is told of a plugin that is gone.
 pub fn uninstall(cni_config: &Path, target: &Path) -> anyhow::Result<()> {
     Conflist::remove(cni_config).with_context(|| format!("cannot write {}", cni_config.display()))?;
-    let path = target.join(PLUGIN);
-    match fs::remove_file(&path) {
+    NAMES.iter().map(|name| target.join(name)).try_for_each(|path| match fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -85,11 +89,12 @@ mod tests {
         for content in ["one", "two", "two"] {
             fs::write(&source, content).unwrap();
             install(&source, &target).unwrap();
-            let path = target.join(PLUGIN);
-            assert_eq!(fs::read_to_string(&path).unwrap(), content);
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o755);
+            for path in NAMES.map(|name| target.join(name)) {
+                assert_eq!(fs::read_to_string(&path).unwrap(), content);
+                assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o755);
+            }
         }
-        assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
     }
 
     #[test]
@@ -110,7 +115,9 @@ mod tests {
     #[test]
     fn what_was_installed_is_taken_away_and_what_others_have_there_stays() {
         let directory = tempfile::tempdir().unwrap();
-        for name in [PLUGIN, "05-isthmus.conflist", "00-isthmus.conflist", "ptp", "10-pods.conflist"] {
+        for name in
+            [PLUGIN, NAMES[1], "05-isthmus.conflist", "00-isthmus.conflist", "ptp", "10-pods.conflist"]
+        {
             fs::write(directory.path().join(name), "x").unwrap();
         }
         for _ in 0..2 {

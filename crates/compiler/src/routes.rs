@@ -71,7 +71,8 @@ fn own_blocks(intent: &NodeIntent, desired: &mut Desired) {
             continue;
         }
         let route = Route { kind: RouteKind::Blackhole, mtu: None, source: None };
-        desired.routes.insert(main_table(*cidr, 0), route);
+        // Last: another plugin that has addresses of the block has a route for it of its own.
+        desired.routes.insert(main_table(*cidr, FALLBACK_METRIC), route);
     }
 }
 

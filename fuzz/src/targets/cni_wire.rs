@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Frames between the CNI plugin and the agent, in both directions.
 
-use isthmus_cni::wire::{Answer, MAX_FRAME_BYTES, Request, read_payload};
+use isthmus_cni::wire::{Answer, Delegated, MAX_FRAME_BYTES, Request, read_payload};
 
 use crate::Seed;
 
@@ -25,6 +25,9 @@ fn request(payload: &[u8]) {
 }
 
 fn answer(payload: &[u8]) {
+    if let Ok(delegated) = Delegated::parse(payload) {
+        assert_eq!(read_payload(&mut delegated.to_frame().as_slice()).expect("a whole frame"), payload);
+    }
     let Ok(answer) = Answer::parse(payload) else { return };
     assert_eq!(read_payload(&mut answer.to_frame().as_slice()).expect("a whole frame"), payload);
 }
@@ -46,7 +49,10 @@ pub(super) fn add() -> Request {
 
 pub(crate) fn seeds() -> Vec<Seed> {
     let frame = add().to_frame();
-    let answers = [Answer::Wait { seconds: 20 }, Answer::Done { exit_code: 1, stdout: b"{}".to_vec() }];
+    let delegate = Answer::Delegate { plugin: "host-local".into(), command: "ADD".into() };
+    let answers =
+        [Answer::Wait { seconds: 20 }, delegate, Answer::Done { exit_code: 1, stdout: b"{}".to_vec() }];
+    let delegated = Delegated { exit_code: 1, stdout: b"{}".to_vec() };
     let mut many = add().to_frame();
     many[8..10].copy_from_slice(&[0xff, 0xff]);
     vec![
@@ -54,6 +60,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
         ("payload-alone", frame[4..].to_vec()),
         ("cut", frame[..frame.len() - 3].to_vec()),
         ("empty", Request::default().to_frame()),
+        ("delegated", delegated.to_frame()),
         ("answers", answers.iter().flat_map(Answer::to_frame).collect()),
         ("count-of-65535", many),
         ("length-of-4-gib", vec![0xff; 8]),

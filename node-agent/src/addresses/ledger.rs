@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who has which address: recorded on disk before it is programmed, released after it is gone.
 
+mod leases;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,10 @@ use isthmus_compiler::{PodFacts, pod_link};
 use isthmus_kernel::{POD_ALIAS_MAX, PodLink};
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
+
+use leases::is_held;
+
+pub use leases::Lease;
 
 use super::ipam::{Ipam, Shortage};
 use super::journal::{Journal, JournalError, Recovery};
@@ -38,6 +44,9 @@ pub struct Attachment {
     pub link: LinkName,
     /// Addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Set where another plugin put the addresses on a link of its own: then `link` does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
 }
 
 impl Attachment {
@@ -77,6 +86,14 @@ pub enum LedgerError {
     /// No address.
     #[error(transparent)]
     Shortage(#[from] Shortage),
+    /// Somebody has it already.
+    #[error("{0}; DEL it first")]
+    Taken(String),
+    /// The node's blocks serve another network already.
+    #[error(
+        "this node's addresses serve {0}; a node's blocks are the subnet of one network, and its pods find each other on its links only"
+    )]
+    Mixed(String),
     /// No disk.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -123,8 +140,9 @@ impl Ledger {
                 ledger.attachments.entry(key).or_insert(attachment);
             }
         }
-        ledger.attachments.retain(|_, attachment| links.contains_key(&attachment.link));
-        ledger.linked = ledger.attachments.keys().map(|key| (key.clone(), Linking(0))).collect();
+        ledger.attachments.retain(|_, attachment| is_held(attachment, links));
+        let with_link = ledger.attachments.iter().filter(|(_, to)| to.lease.is_none());
+        ledger.linked = with_link.map(|(key, _)| (key.clone(), Linking(0))).collect();
         for address in ledger.attachments.values().flat_map(|attachment| &attachment.addresses) {
             ledger.ipam.occupy(*address);
         }
@@ -165,7 +183,13 @@ impl Ledger {
         }
         let (namespace, name) = pod;
         let link = pod_link(&key.container, &key.ifname);
-        let to = Attachment { namespace: namespace.to_owned(), pod: name.to_owned(), link, addresses };
+        let to = Attachment {
+            namespace: namespace.to_owned(),
+            pod: name.to_owned(),
+            link,
+            addresses,
+            lease: None,
+        };
         if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
             self.take_back(&to.addresses, now);
             return Err(error.into());
@@ -310,7 +334,7 @@ fn adopt(link: &LinkName, text: &str) -> Option<(AttachmentKey, Attachment)> {
     let (namespace, pod) = words.next().and_then(|pod| pod.split_once('/')).unwrap_or_default();
     let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
     (pod_link(&key.container, &key.ifname) == *link)
-        .then(|| (key, Attachment { namespace, pod, link: link.clone(), addresses }))
+        .then(|| (key, Attachment { namespace, pod, link: link.clone(), addresses, lease: None }))
 }
 
 fn replay(recovery: Recovery<Record>) -> BTreeMap<AttachmentKey, Attachment> {

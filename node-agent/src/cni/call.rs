@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use isthmus_cni::code;
 use isthmus_cni::config::{NetworkConfig, is_identifier};
 use isthmus_cni::error::CniError;
-use isthmus_cni::wire::Request;
+use isthmus_cni::wire::{ROLE, ROLE_IPAM, Request};
 use isthmus_model::ids::LinkName;
 
 use crate::addresses::AttachmentKey;
@@ -19,6 +19,21 @@ pub(crate) enum Call {
     Del(AttachmentKey),
     Gc,
     Status,
+}
+
+/// What our program was called as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// `isthmus-cni`.
+    Cni,
+    /// `isthmus-ipam`: another plugin asks for addresses.
+    Ipam,
+}
+
+impl Role {
+    pub(crate) fn of(request: &Request) -> Self {
+        if request.var(ROLE) == Some(ROLE_IPAM) { Self::Ipam } else { Self::Cni }
+    }
 }
 
 /// An interface in a container's namespace.

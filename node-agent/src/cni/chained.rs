@@ -117,7 +117,7 @@ impl Workshop {
 }
 
 /// The addresses of the container's interface in a result: those of the interface of that name, and those that name none.
-fn addresses(previous: &Value, version: &str, ifname: &str) -> Result<Vec<IpAddr>, CniError> {
+pub(super) fn addresses(previous: &Value, version: &str, ifname: &str) -> Result<Vec<IpAddr>, CniError> {
     let undecodable = |why: String| CniError::new(code::DECODING_FAILURE, format!("prevResult: {why}"));
     let version: Version = version.parse().map_err(|error| undecodable(format!("{error}")))?;
     let (_, result) =

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_cni::wire::{Answer, MAX_FRAME_BYTES, Request};
+use isthmus_cni::wire::{Answer, Delegated, MAX_FRAME_BYTES, Request};
 use isthmus_cni::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 
-use super::call::Call;
+use super::call::{Call, Role};
+use super::delegated::{PATIENCE, Runner, Wanted};
 use super::work::Workshop;
 use crate::node::Node;
 
@@ -61,9 +63,27 @@ async fn serve_call(mut stream: UnixStream, workshop: &Arc<Workshop>) -> io::Res
     stream.write_all(&Answer::Wait { seconds: WORK_S }.to_frame()).await?;
     // A task of its own: a plugin that is killed must not leave a call half done.
     let workshop = workshop.clone();
-    let answer =
-        tokio::spawn(async move { answer(&request, &workshop).await }).await.map_err(io::Error::other)?;
+    let (runner, mut wanted) = mpsc::channel(1);
+    let mut working = tokio::spawn(async move { answer(&request, &workshop, &Runner(runner)).await });
+    let answer = loop {
+        tokio::select! {
+            answer = &mut working => break answer.map_err(io::Error::other)?,
+            Some(wanted) = wanted.recv() => delegate(&mut stream, wanted).await,
+        }
+    };
     stream.write_all(&answer.to_frame()).await
+}
+
+/// Has the plugin run another one.
+async fn delegate(stream: &mut UnixStream, wanted: Wanted) {
+    let ask = Answer::Delegate { plugin: wanted.plugin, command: wanted.command.to_owned() };
+    let exchange = async {
+        stream.write_all(&ask.to_frame()).await?;
+        Delegated::parse(&read_payload(stream).await?).map_err(io::Error::other)
+    };
+    let outcome = tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|late| Err(late.into()));
+    // Who asked waits for this.
+    let _ = wanted.answer.send(outcome);
 }
 
 async fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
@@ -76,13 +96,13 @@ async fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(payload)
 }
 
-async fn answer(request: &Request, workshop: &Workshop) -> Answer {
+async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> Answer {
     let began = Instant::now();
     let command = request.var("CNI_COMMAND").unwrap_or_default().to_owned();
     let result = match Call::parse(request) {
         Ok((call, config)) => {
             let version = config.cni_version.clone();
-            workshop.call(call, &config).await.map_err(|error| (error, version))
+            workshop.call(Role::of(request), call, &config, runner).await.map_err(|error| (error, version))
         }
         Err(error) => Err((error, NEWEST_VERSION.to_owned())),
     };

@@ -16,7 +16,8 @@ use isthmus_kernel::{PodLink, PodLinkError, PodLinkMade};
 use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
-use super::call::{Call, Target};
+use super::call::{Call, Role, Target};
+use super::delegated::{OtherIpam, Runner};
 use crate::addresses::{Attachment, AttachmentKey, LedgerError};
 use crate::chained::Chained;
 use crate::conflist::NETWORK;
@@ -47,8 +48,39 @@ impl Workshop {
         self.node.clone()
     }
 
-    /// Does what is asked; gives what the plugin prints.
-    pub(crate) async fn call(&self, call: Call, config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
+    /// Does what is asked; gives what the plugin prints. Calls of one container come one after the other.
+    pub(crate) async fn call(
+        &self,
+        role: Role,
+        call: Call,
+        config: &NetworkConfig,
+        runner: &Runner,
+    ) -> Result<Vec<u8>, CniError> {
+        match &call {
+            Call::Gc => {
+                let _alone = self.all.write().await;
+                self.work(role, call, config, runner).await
+            }
+            Call::Status => self.work(role, call, config, runner).await,
+            Call::Add(Target { key, .. }) | Call::Check(Target { key, .. }) | Call::Del(key) => {
+                let container = self.container(&key.container);
+                let _shared = self.all.read().await;
+                let _alone = container.lock().await;
+                self.work(role, call, config, runner).await
+            }
+        }
+    }
+
+    async fn work(
+        &self,
+        role: Role,
+        call: Call,
+        config: &NetworkConfig,
+        runner: &Runner,
+    ) -> Result<Vec<u8>, CniError> {
+        if role == Role::Ipam {
+            return self.ipam(call, config).await;
+        }
         // DEL has to be lenient: a container that goes does not wait for a configuration that somebody mends.
         let chained = match &call {
             Call::Del(_) => true,
@@ -58,38 +90,22 @@ impl Workshop {
         if !chained {
             is_ours(config)?;
         }
+        if let (Call::Add(target), Some(previous)) = (&call, &config.prev_result) {
+            return self.join(target, config, previous).await;
+        }
+        if let Some(ipam) = OtherIpam::of(config, runner)? {
+            return self.with_other_ipam(call, config, &ipam).await;
+        }
         match call {
-            Call::Add(target) => {
-                let _shared = self.all.read().await;
-                let container = self.container(&target.key.container);
-                let _alone = container.lock().await;
-                if let Some(previous) = &config.prev_result {
-                    return self.join(&target, config, previous).await;
-                }
-                let result = self.add(&target).await?;
-                Ok(result.to_json(&config.cni_version))
-            }
-            Call::Check(target) => {
-                let _shared = self.all.read().await;
-                let container = self.container(&target.key.container);
-                let _alone = container.lock().await;
-                self.check(target, config).await.map(|()| Vec::new())
-            }
-            Call::Del(key) => {
-                let _shared = self.all.read().await;
-                let container = self.container(&key.container);
-                let _alone = container.lock().await;
-                self.del(&key).await.map(|()| Vec::new())
-            }
-            Call::Gc => {
-                let _alone = self.all.write().await;
-                self.gc(config).await.map(|()| Vec::new())
-            }
+            Call::Add(target) => return Ok(self.add(&target).await?.to_json(&config.cni_version)),
+            Call::Check(target) => self.check(target, config).await?,
+            Call::Del(key) => self.del(&key).await?,
+            Call::Gc => self.gc(config).await?,
             Call::Status => {
-                let unavailable = |why| CniError::new(code::UNAVAILABLE, why);
-                self.node.readiness().map_err(unavailable).map(|()| Vec::new())
+                self.node.readiness().map_err(|why| CniError::new(code::UNAVAILABLE, why))?;
             }
         }
+        Ok(Vec::new())
     }
 
     fn container(&self, id: &str) -> Arc<AsyncMutex<()>> {
@@ -113,6 +129,7 @@ impl Workshop {
         if view.egress {
             self.wait_for_pod(target).await?;
         }
+        self.node.ledger().serves(None).map_err(given_error)?;
         let again = self.node.ledger().get(&target.key).cloned();
         if let Some(attachment) = again {
             // The call before was interrupted; its link may be half made.
@@ -160,14 +177,11 @@ impl Workshop {
         let given =
             blocking(move || node.ledger().give(&key, (&namespace, &name), &families, Instant::now()))
                 .await?;
-        given.map_err(|error| match error {
-            LedgerError::Shortage(_) => CniError::new(code::TRY_AGAIN, error.to_string()),
-            LedgerError::Journal(_) => CniError::new(code::IO_FAILURE, error.to_string()),
-        })
+        given.map_err(given_error)
     }
 
     /// The link, then the rules and routes that let it through.
-    async fn make(
+    pub(super) async fn make(
         &self,
         target: &Target,
         attachment: &Attachment,
@@ -188,17 +202,18 @@ impl Workshop {
         }
     }
 
-    async fn undo(&self, key: &AttachmentKey, attachment: &Attachment) {
+    pub(super) async fn undo(&self, key: &AttachmentKey, attachment: &Attachment) {
         self.node.ledger().link_going(key);
         if self.remove_link(attachment).await.is_ok() {
             self.give_back(key).await;
         }
     }
 
-    async fn del(&self, key: &AttachmentKey) -> Result<(), CniError> {
+    pub(super) async fn del(&self, key: &AttachmentKey) -> Result<(), CniError> {
         let joined = self.leave(key).await;
         let known = self.node.ledger().get(key).cloned();
-        if joined && known.is_none() {
+        if known.as_ref().map_or(joined, |to| to.lease.is_some()) {
+            // The other plugin made the link, and has its address given back.
             return Ok(());
         }
         let link = known.as_ref().map_or_else(|| pod_link(&key.container, &key.ifname), |to| to.link.clone());
@@ -219,7 +234,7 @@ impl Workshop {
     }
 
     /// Addresses back into the pool. A disk that does not take it is no reason to fail: the next start finds no link.
-    async fn give_back(&self, key: &AttachmentKey) {
+    pub(super) async fn give_back(&self, key: &AttachmentKey) {
         let (node, key) = (self.node.clone(), key.clone());
         match blocking(move || node.ledger().release(&key, Instant::now())).await {
             Ok(Ok(())) => {}
@@ -228,16 +243,17 @@ impl Workshop {
         }
     }
 
-    async fn check(&self, target: Target, config: &NetworkConfig) -> Result<(), CniError> {
+    pub(super) async fn check(&self, target: Target, config: &NetworkConfig) -> Result<(), CniError> {
         let joined = self.node.chained().get(&target.key).cloned();
         if let Some(pod) = joined {
             return self.check_joined(&target, config, &pod).await;
         }
-        let Some(attachment) = self.node.ledger().get(&target.key).cloned() else {
+        let known = self.node.ledger().get(&target.key).filter(|to| to.lease.is_none()).cloned();
+        let Some(attachment) = known else {
             let msg = format!("container {} has no attachment {}", target.key.container, target.key.ifname);
             return Err(CniError::new(code::UNKNOWN_CONTAINER, msg));
         };
-        agrees(config, &attachment)?;
+        names_all(config, &attachment.addresses)?;
         let (node, mtu) = (self.node.clone(), self.node.view().pod_mtu);
         let wanted = wanted(&target, &attachment, mtu);
         blocking(move || node.links.check(&wanted)).await?.map_err(link_error)?;
@@ -246,19 +262,13 @@ impl Workshop {
         failure.map_or(Ok(()), |failure| Err(CniError::new(code::KERNEL, failure)))
     }
 
-    async fn gc(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        let Some(kept) = config.kept() else {
-            let msg = "GC without cni.dev/valid-attachments";
-            return Err(
-                CniError::new(code::INVALID_CONFIG, msg).with_details("the runtime has to send the list")
-            );
-        };
-        let stays = |key: &AttachmentKey| {
-            kept.iter().any(|valid| valid.container_id == key.container && valid.ifname == key.ifname)
-        };
+    pub(super) async fn gc(&self, config: &NetworkConfig) -> Result<(), CniError> {
+        let stays = stays(config)?;
         let mut gone: Vec<AttachmentKey> = Vec::new();
         if config.name == NETWORK {
-            gone.extend(self.node.ledger().attachments().keys().filter(|key| !stays(key)).cloned());
+            let ledger = self.node.ledger();
+            let with_link = ledger.attachments().iter().filter(|(_, to)| to.lease.is_none());
+            gone.extend(with_link.map(|(key, _)| key).filter(|key| !stays(key)).cloned());
         }
         // Of pods that another plugin made, those of the network that is spoken of.
         let of_network = |(key, pod): &(&AttachmentKey, &Chained)| pod.network == config.name && !stays(key);
@@ -298,7 +308,7 @@ pub(super) fn seen_from_here(netns: &Path) -> PathBuf {
 }
 
 /// CHECK: the result that the runtime kept names the addresses that we gave.
-fn agrees(config: &NetworkConfig, attachment: &Attachment) -> Result<(), CniError> {
+pub(super) fn names_all(config: &NetworkConfig, addresses: &[IpAddr]) -> Result<(), CniError> {
     let Some(previous) = &config.prev_result else {
         return Err(CniError::new(code::INVALID_CONFIG, "CHECK without prevResult"));
     };
@@ -307,7 +317,7 @@ fn agrees(config: &NetworkConfig, attachment: &Attachment) -> Result<(), CniErro
     let kept = |address: &IpAddr| {
         previous.ips.iter().any(|ip| ip.address.split('/').next() == Some(&address.to_string()))
     };
-    match attachment.addresses.iter().find(|address| !kept(address)) {
+    match addresses.iter().find(|address| !kept(address)) {
         None => Ok(()),
         Some(address) => {
             Err(CniError::new(code::INVALID_CONFIG, format!("{address} is missing in prevResult")))
@@ -315,7 +325,28 @@ fn agrees(config: &NetworkConfig, attachment: &Attachment) -> Result<(), CniErro
     }
 }
 
-fn result(target: &Target, attachment: &Attachment, made: &PodLinkMade, mtu: u32) -> AddResult {
+/// GC: whether an attachment stays. Code 7 if the runtime did not say which do.
+pub(super) fn stays(config: &NetworkConfig) -> Result<impl Fn(&AttachmentKey) -> bool, CniError> {
+    let Some(kept) = config.kept() else {
+        let msg = "GC without cni.dev/valid-attachments";
+        return Err(CniError::new(code::INVALID_CONFIG, msg).with_details("the runtime has to send the list"));
+    };
+    Ok(|key: &AttachmentKey| {
+        kept.iter().any(|valid| valid.container_id == key.container && valid.ifname == key.ifname)
+    })
+}
+
+pub(super) fn given_error(error: LedgerError) -> CniError {
+    let code = match error {
+        LedgerError::Shortage(_) => code::TRY_AGAIN,
+        LedgerError::Taken(_) => code::INVALID_ENVIRONMENT,
+        LedgerError::Mixed(_) => code::INVALID_CONFIG,
+        LedgerError::Journal(_) => code::IO_FAILURE,
+    };
+    CniError::new(code, error.to_string())
+}
+
+pub(super) fn result(target: &Target, attachment: &Attachment, made: &PodLinkMade, mtu: u32) -> AddResult {
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let host = Interface {
         name: attachment.link.to_string(),

@@ -4,6 +4,7 @@
 mod addresses {
     mod cases;
     mod conformance;
+    mod ipam;
     mod kill_points;
     mod node;
     mod runtime;

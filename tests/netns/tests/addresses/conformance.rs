@@ -2,7 +2,7 @@
 //! The specification's check on `isthmus-cni`, with its agent.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -21,21 +21,26 @@ fn plugin() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_netns-agent")).with_file_name("isthmus-cni")
 }
 
+/// A directory with our plugin under both its names, for the node's agent.
+pub(crate) fn installed(node: &Node) -> PathBuf {
+    let (bin, program, socket) = (node.path("bin"), plugin(), node.path("run/cni.sock"));
+    fs::create_dir_all(bin.join("named")).unwrap();
+    for name in ["isthmus-cni", "isthmus-ipam"] {
+        let (named, called) = (bin.join("named").join(name), bin.join(name));
+        symlink(&program, &named).unwrap();
+        let script = format!("#!/bin/sh\nISTHMUS_CNI_SOCKET={} exec {}\n", socket.display(), named.display());
+        fs::write(&called, script).unwrap();
+        fs::set_permissions(&called, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    bin
+}
+
 #[test]
 fn isthmus_cni_passes_every_check_but_that_it_answers_an_add_that_is_repeated() {
     let Some(lab) = Lab::new("conformance") else { return };
-    let node = Node::new(&lab);
-    fs::write(node.path("wide"), "").unwrap();
+    let node = Node::wide(&lab);
     let _agent = node.started_agent();
-    let bin = node.path("bin");
-    fs::create_dir(&bin).unwrap();
-    let script = format!(
-        "#!/bin/sh\nISTHMUS_CNI_SOCKET={} exec {}\n",
-        node.path("run/cni.sock").display(),
-        plugin().display()
-    );
-    fs::write(bin.join("isthmus-cni"), script).unwrap();
-    fs::set_permissions(bin.join("isthmus-cni"), fs::Permissions::from_mode(0o755)).unwrap();
+    let bin = installed(&node);
     let config: Map<String, Value> =
         serde_json::from_str(r#"{"cniVersion":"1.1.0","name":"isthmus","type":"isthmus-cni"}"#).unwrap();
     let programs = Programs { path: vec![bin], deadline: Duration::from_secs(60) };

@@ -59,6 +59,13 @@ impl Node {
         Self::on(lab, directory(), |_| {})
     }
 
+    /// A node with many addresses.
+    pub(crate) fn wide(lab: &Lab) -> Self {
+        let node = Self::new(lab);
+        fs::write(node.path("wide"), "").expect("a file");
+        node
+    }
+
     /// A node of this state; `prepare` runs in its namespace before anything is started.
     pub(crate) fn on(lab: &Lab, directory: TempDir, prepare: impl FnOnce(&Namespace)) -> Self {
         let namespace = lab.namespace("node");

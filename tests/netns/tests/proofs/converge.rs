@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Convergence: what is wanted is made, what is ours and not wanted is swept, what is not ours stays.
 
+use std::time::Duration;
+
 use isthmus_kernel::{InSync, Kernel};
 use isthmus_model::kernel::{Link, LinkKind, Route, RouteKey, RouteKind, Rule};
-use isthmus_testkit::{Lab, Namespace};
+use isthmus_testkit::{Lab, Namespace, within_async};
 
 use super::node::{Node, key, leads_to, net, open_nft};
 
@@ -208,6 +210,11 @@ async fn a_new_process_without_memory_sweeps_what_the_old_one_left() {
     let Node { namespace, want, kernel, .. } = node;
     drop(kernel);
     let mut kernel = Kernel::open_in(&namespace.path(), open_nft(&namespace)).unwrap();
+    // A program that another test is just starting may hold the socket of the old one a moment longer.
+    within_async(Duration::from_secs(1), async || {
+        kernel.arm(&want.nft).await.map_err(|error| error.to_string())
+    })
+    .await;
     let nothing = isthmus_model::kernel::Desired { nft: want.nft, ..Default::default() };
     let outcomes = kernel.converge(&nothing, InSync::all_listed()).await;
     assert!(outcomes.is_clean(), "{outcomes:?}");
