@@ -26,8 +26,9 @@ fn main() -> ExitCode {
     }
     let request = Request { env: variables, stdin };
     let socket = env::var_os("ISTHMUS_CNI_SOCKET").map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
-    let outcome = plugin::run(&request, &socket);
-    match io::stdout().write_all(&outcome.stdout) {
+    let print = |stdout: &[u8]| io::stdout().write_all(stdout).and_then(|()| io::stdout().flush());
+    let (outcome, printed) = plugin::run_and(&request, &socket, print);
+    match printed {
         Ok(()) => ExitCode::from(outcome.exit_code),
         Err(_) => ExitCode::FAILURE,
     }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::delegate;
-use crate::wire::{Answer, Delegated, Request, read_payload};
+use crate::wire::{Answer, Delegated, PRINTED, Request, read_payload};
 use crate::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
 
 /// Longest time until an agent that does not answer is given up (a runtime tries again after code 11).
@@ -29,44 +29,57 @@ pub struct Outcome {
     pub stdout: Vec<u8>,
 }
 
-/// Runs one call against the agent behind `socket`.
+/// Runs one call against the agent behind `socket`; who called has the outcome.
 pub fn run(request: &Request, socket: &Path) -> Outcome {
+    run_and(request, socket, |_| Ok(())).0
+}
+
+/// The same, and prints the outcome; then the agent is told that it was printed, or what printing failed with.
+pub fn run_and(
+    request: &Request,
+    socket: &Path,
+    print: impl FnOnce(&[u8]) -> io::Result<()>,
+) -> (Outcome, io::Result<()>) {
+    let (outcome, stream) = call(request, socket);
+    let printed = print(&outcome.stdout);
+    if let (Some(mut stream), true) = (stream, printed.is_ok()) {
+        // An agent that has gone meanwhile does not know it; what it does then is safe, too.
+        let _ = stream.write_all(&[PRINTED]);
+    }
+    (outcome, printed)
+}
+
+/// One call, and the connection that it was answered on.
+fn call(request: &Request, socket: &Path) -> (Outcome, Option<UnixStream>) {
+    let unasked = |outcome| (outcome, None);
     let command = request.var("CNI_COMMAND").unwrap_or_default();
     let required: &[&str] = match command {
-        "VERSION" => return version(request),
+        "VERSION" => return unasked(version(request)),
         "ADD" | "CHECK" => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
         "DEL" => &["CNI_CONTAINERID", "CNI_IFNAME"],
         "GC" | "STATUS" => &[],
         "" => &["CNI_COMMAND"],
         other => {
-            return failure(
-                request,
-                code::INVALID_ENVIRONMENT,
-                &format!("unknown CNI_COMMAND {other:?}"),
-                "",
-            );
+            let message = format!("unknown CNI_COMMAND {other:?}");
+            return unasked(failure(request, code::INVALID_ENVIRONMENT, &message, ""));
         }
     };
     let missing: Vec<&str> = required.iter().copied().filter(|name| request.var(name).is_none()).collect();
     if !missing.is_empty() {
         let message = format!("required env variables [{}] missing", missing.join(","));
-        return failure(
-            request,
-            code::INVALID_ENVIRONMENT,
-            &message,
-            "the container runtime has to set them",
-        );
+        let details = "the container runtime has to set them";
+        return unasked(failure(request, code::INVALID_ENVIRONMENT, &message, details));
     }
     let status = command == "STATUS";
     let patience = if status { STATUS_PATIENCE } else { PATIENCE };
     match exchange(request, socket, patience) {
-        Ok(outcome) => outcome,
+        Ok((outcome, stream)) => (outcome, Some(stream)),
         Err(error) => {
             let code = if status { code::UNAVAILABLE } else { code::TRY_AGAIN };
             let message = format!("the Isthmus agent on this node does not answer on {}", socket.display());
             let details =
                 format!("{error}; see the pod of DaemonSet isthmus-agent in namespace isthmus-system");
-            failure(request, code, &message, &details)
+            unasked(failure(request, code, &message, &details))
         }
     }
 }
@@ -78,7 +91,7 @@ fn version(request: &Request) -> Outcome {
     Outcome { exit_code: 0, stdout: stdout.into_bytes() }
 }
 
-fn exchange(request: &Request, socket: &Path, patience: Duration) -> io::Result<Outcome> {
+fn exchange(request: &Request, socket: &Path, patience: Duration) -> io::Result<(Outcome, UnixStream)> {
     let deadline = Instant::now() + patience;
     let mut stream = connect(socket, deadline)?;
     stream.set_write_timeout(Some(left(deadline)))?;
@@ -95,7 +108,7 @@ fn exchange(request: &Request, socket: &Path, patience: Duration) -> io::Result<
                 stream.write_all(&delegated.to_frame())?;
                 deadline = Instant::now() + AFTER_DELEGATION;
             }
-            Answer::Done { exit_code, stdout } => return Ok(Outcome { exit_code, stdout }),
+            Answer::Done { exit_code, stdout } => return Ok((Outcome { exit_code, stdout }, stream)),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! A frame is a length (`u32`, big endian, at most [`MAX_FRAME_BYTES`]) and a payload. The plugin sends one [`Request`]; the
 //! agent answers at once with [`Answer::Wait`], so that a hung agent is told from a busy one, and then with [`Answer::Done`].
 //! In between it may ask with [`Answer::Delegate`] for another plugin to be run where the runtime runs plugins, and is told
-//! with [`Delegated`] how that ended.
+//! with [`Delegated`] how that ended. Once the plugin has printed the result of ADD it sends one byte, [`PRINTED`]: a connection
+//! that ends without it is an answer that nobody may have got.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -15,6 +16,8 @@ const REQUEST_MAGIC: &[u8; 4] = b"ICN1";
 const TAG_WAIT: u8 = 0;
 const TAG_DONE: u8 = 1;
 const TAG_DELEGATE: u8 = 2;
+/// The runtime was handed the result.
+pub const PRINTED: u8 = 1;
 /// The variable of a request in which the program says what it was called as; it is none of the specification's.
 pub const ROLE: &str = "ISTHMUS_ROLE";
 /// The role of a plugin for addresses.

@@ -7,5 +7,6 @@ mod delegated;
 mod ipam;
 mod server;
 mod work;
+mod workshop;
 
 pub use server::{listen, serve};

@@ -12,7 +12,8 @@ use isthmus_kernel::ForeignLink;
 use serde_json::Value;
 
 use super::call::Target;
-use super::work::{Workshop, blocking, link_error, seen_from_here};
+use super::work::{blocking, link_error, seen_from_here};
+use super::workshop::Workshop;
 use crate::addresses::AttachmentKey;
 use crate::chained::Chained;
 use crate::engine::concerns_pod;

@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Call, Target};
 use super::chained::addresses;
-use super::work::{Workshop, blocking, given_error, result};
+use super::work::{blocking, given_error, result};
+use super::workshop::Workshop;
 
 /// The plugin whose name means ours.
 const OWN: &str = "isthmus-ipam";

@@ -14,7 +14,8 @@ use isthmus_model::ownership::mesh_address;
 use serde_json::Map;
 
 use super::call::{Call, Target};
-use super::work::{Workshop, blocking, given_error, names_all};
+use super::work::{blocking, given_error, names_all};
+use super::workshop::Workshop;
 use crate::addresses::{Attachment, AttachmentKey};
 
 impl Workshop {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_cni::wire::{Answer, Delegated, MAX_FRAME_BYTES, Request};
+use isthmus_cni::wire::{Answer, Delegated, MAX_FRAME_BYTES, PRINTED, Request};
 use isthmus_cni::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,11 +16,13 @@ use tokio::sync::mpsc;
 
 use super::call::{Call, Role};
 use super::delegated::{PATIENCE, Runner, Wanted};
-use super::work::Workshop;
+use super::workshop::{Added, Workshop};
 use crate::node::Node;
 
 /// A plugin that does not send its request in this time is given up.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+/// The plugin has only to print what it was told; until then the next call of the container waits.
+const PRINT_PATIENCE: Duration = Duration::from_secs(1);
 /// The plugin waits so long for the end of a call that was taken in.
 const WORK_S: u8 = 20;
 
@@ -62,16 +64,22 @@ async fn serve_call(mut stream: UnixStream, workshop: &Arc<Workshop>) -> io::Res
     let request = Request::parse(&payload).map_err(io::Error::other)?;
     stream.write_all(&Answer::Wait { seconds: WORK_S }.to_frame()).await?;
     // A task of its own: a plugin that is killed must not leave a call half done.
-    let workshop = workshop.clone();
     let (runner, mut wanted) = mpsc::channel(1);
-    let mut working = tokio::spawn(async move { answer(&request, &workshop, &Runner(runner)).await });
-    let answer = loop {
+    let shop = workshop.clone();
+    let mut working = tokio::spawn(async move { answer(&request, &shop, &Runner(runner)).await });
+    let (answer, added) = loop {
         tokio::select! {
-            answer = &mut working => break answer.map_err(io::Error::other)?,
+            served = &mut working => break served.map_err(io::Error::other)?,
             Some(wanted) = wanted.recv() => delegate(&mut stream, wanted).await,
         }
     };
-    stream.write_all(&answer.to_frame()).await
+    stream.write_all(&answer.to_frame()).await?;
+    let Some(added) = added else { return Ok(()) };
+    match tokio::time::timeout(PRINT_PATIENCE, stream.read_u8()).await {
+        Ok(Ok(PRINTED)) => workshop.told(added),
+        _ => tracing::debug!("whether the runtime has the result of ADD is not known"),
+    }
+    Ok(())
 }
 
 /// Has the plugin run another one.
@@ -96,15 +104,16 @@ async fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(payload)
 }
 
-async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> Answer {
+async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> (Answer, Option<Added>) {
     let began = Instant::now();
     let command = request.var("CNI_COMMAND").unwrap_or_default().to_owned();
-    let result = match Call::parse(request) {
+    let (result, added) = match Call::parse(request) {
         Ok((call, config)) => {
             let version = config.cni_version.clone();
-            workshop.call(Role::of(request), call, &config, runner).await.map_err(|error| (error, version))
+            let served = workshop.call(Role::of(request), call, &config, runner).await;
+            (served.outcome.map_err(|error| (error, version)), served.added)
         }
-        Err(error) => Err((error, NEWEST_VERSION.to_owned())),
+        Err(error) => (Err((error, NEWEST_VERSION.to_owned())), None),
     };
     let code = result.as_ref().err().map_or(0, |(error, _)| error.code);
     let seconds = began.elapsed().as_secs_f64();
@@ -114,7 +123,7 @@ async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> Answ
     metrics.add(&format!("cni_calls_total{{command=\"{label}\",code=\"{code}\"}}"), 1.0);
     metrics.add(&format!("cni_seconds_total{{command=\"{label}\"}}"), seconds);
     let container = request.var("CNI_CONTAINERID").unwrap_or_default();
-    match result {
+    let answer = match result {
         Ok(stdout) => {
             tracing::debug!(command, container, seconds, "CNI call served");
             Answer::Done { exit_code: 0, stdout }
@@ -127,5 +136,6 @@ async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> Answ
                 if SUPPORTED_VERSIONS.contains(&version.as_str()) { &version } else { NEWEST_VERSION };
             Answer::Done { exit_code: 1, stdout: error.to_json(version) }
         }
-    }
+    };
+    (answer, added)
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What calls do. ADD: record, make the link, let it through, answer. DEL: shut, remove, give back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use isthmus_cni::code;
@@ -14,109 +14,19 @@ use isthmus_cni::result::{AddResult, Address, Interface, Route};
 use isthmus_compiler::pod_link;
 use isthmus_kernel::{PodLink, PodLinkError, PodLinkMade};
 use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
-use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
-use super::call::{Call, Role, Target};
-use super::delegated::{OtherIpam, Runner};
+use super::call::Target;
+use super::workshop::Workshop;
 use crate::addresses::{Attachment, AttachmentKey, LedgerError};
 use crate::chained::Chained;
 use crate::conflist::NETWORK;
 use crate::engine::concerns_pod;
-use crate::node::Node;
 
 /// With egress policies, a pod has to be known before its first packet: the watch may lag behind the kubelet.
 const POD_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Serialises calls of one container; GC runs alone.
-pub(crate) struct Workshop {
-    node: Arc<Node>,
-    containers: Mutex<BTreeMap<String, Weak<AsyncMutex<()>>>>,
-    all: RwLock<()>,
-}
-
 impl Workshop {
-    pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, containers: Mutex::default(), all: RwLock::new(()) }
-    }
-
-    pub(crate) fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// The node, for work that waits elsewhere.
-    pub(super) fn shared_node(&self) -> Arc<Node> {
-        self.node.clone()
-    }
-
-    /// Does what is asked; gives what the plugin prints. Calls of one container come one after the other.
-    pub(crate) async fn call(
-        &self,
-        role: Role,
-        call: Call,
-        config: &NetworkConfig,
-        runner: &Runner,
-    ) -> Result<Vec<u8>, CniError> {
-        match &call {
-            Call::Gc => {
-                let _alone = self.all.write().await;
-                self.work(role, call, config, runner).await
-            }
-            Call::Status => self.work(role, call, config, runner).await,
-            Call::Add(Target { key, .. }) | Call::Check(Target { key, .. }) | Call::Del(key) => {
-                let container = self.container(&key.container);
-                let _shared = self.all.read().await;
-                let _alone = container.lock().await;
-                self.work(role, call, config, runner).await
-            }
-        }
-    }
-
-    async fn work(
-        &self,
-        role: Role,
-        call: Call,
-        config: &NetworkConfig,
-        runner: &Runner,
-    ) -> Result<Vec<u8>, CniError> {
-        if role == Role::Ipam {
-            return self.ipam(call, config).await;
-        }
-        // DEL has to be lenient: a container that goes does not wait for a configuration that somebody mends.
-        let chained = match &call {
-            Call::Del(_) => true,
-            Call::Add(_) => config.prev_result.is_some(),
-            Call::Check(_) | Call::Gc | Call::Status => self.node.view().chained,
-        };
-        if !chained {
-            is_ours(config)?;
-        }
-        if let (Call::Add(target), Some(previous)) = (&call, &config.prev_result) {
-            return self.join(target, config, previous).await;
-        }
-        if let Some(ipam) = OtherIpam::of(config, runner)? {
-            return self.with_other_ipam(call, config, &ipam).await;
-        }
-        match call {
-            Call::Add(target) => return Ok(self.add(&target).await?.to_json(&config.cni_version)),
-            Call::Check(target) => self.check(target, config).await?,
-            Call::Del(key) => self.del(&key).await?,
-            Call::Gc => self.gc(config).await?,
-            Call::Status => {
-                self.node.readiness().map_err(|why| CniError::new(code::UNAVAILABLE, why))?;
-            }
-        }
-        Ok(Vec::new())
-    }
-
-    fn container(&self, id: &str) -> Arc<AsyncMutex<()>> {
-        let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
-        containers.retain(|_, lock| lock.strong_count() > 0);
-        let lock = containers.get(id).and_then(Weak::upgrade).unwrap_or_default();
-        containers.insert(id.to_owned(), Arc::downgrade(&lock));
-        lock
-    }
-
-    async fn add(&self, target: &Target) -> Result<AddResult, CniError> {
+    pub(super) async fn add(&self, target: &Target) -> Result<AddResult, CniError> {
         let view = self.node.view();
         if let Some(why) = view.blocked {
             return Err(CniError::new(code::TRY_AGAIN, why));
@@ -132,7 +42,11 @@ impl Workshop {
         self.node.ledger().serves(None).map_err(given_error)?;
         let again = self.node.ledger().get(&target.key).cloned();
         if let Some(attachment) = again {
-            // The call before was interrupted; its link may be half made.
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).contains(&target.key) {
+                let what = format!("container {} has an interface {}", target.key.container, target.ifname);
+                return Err(given_error(LedgerError::Taken(what)));
+            }
+            // Nobody may have the answer to the call before: its link may be half made.
             self.node.ledger().link_going(&target.key);
             let _ = self.node.advance().await;
             self.remove_link(&attachment).await?;
@@ -235,6 +149,7 @@ impl Workshop {
 
     /// Addresses back into the pool. A disk that does not take it is no reason to fail: the next start finds no link.
     pub(super) async fn give_back(&self, key: &AttachmentKey) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         let (node, key) = (self.node.clone(), key.clone());
         match blocking(move || node.ledger().release(&key, Instant::now())).await {
             Ok(Ok(())) => {}
@@ -281,17 +196,6 @@ impl Workshop {
         }
         if failed.is_empty() { Ok(()) } else { Err(CniError::new(code::KERNEL, failed.join("; "))) }
     }
-}
-
-/// A call for another network would treat this one's pods as its own: its GC would delete them all.
-fn is_ours(config: &NetworkConfig) -> Result<(), CniError> {
-    if config.name == NETWORK {
-        return Ok(());
-    }
-    let msg =
-        format!("this call is for the network {:?}, and the agent serves {NETWORK:?} only", config.name);
-    let details = format!("name the network {NETWORK:?} where its type is isthmus-cni");
-    Err(CniError::new(code::INVALID_CONFIG, msg).with_details(details))
 }
 
 fn wanted(target: &Target, attachment: &Attachment, mtu: u32) -> PodLink {

@@ -88,20 +88,42 @@ fn a_node_that_was_rebooted_holds_nothing_of_what_its_journal_says() {
 }
 
 #[test]
-fn two_adds_of_one_container_at_once_give_it_the_same_addresses() {
+fn of_two_adds_of_one_container_at_once_one_gives_it_addresses_and_the_other_is_refused() {
     let Some(lab) = Lab::new("two-adds") else { return };
     let (node, mut runtime, mut agent, caller) = start(&lab);
     for _ in 0..RACES {
         runtime.rename_all();
         let [one, two] = both(&runtime, [Add(0), Add(0)], &caller);
-        let given = |answer: &Answer| addresses(answer.as_ref().unwrap());
-        assert_eq!(given(&one.1), given(&two.1));
-        runtime.learn(&[vec![one], vec![two]]).unwrap();
+        let (first, second) = if one.1.is_ok() { (one, two) } else { (two, one) };
+        let refusal = second.1.unwrap_err();
+        assert!(refusal["msg"].as_str().unwrap().contains("DEL it first"), "{refusal}");
+        runtime.learn(&[vec![first]]).unwrap();
         runtime.agrees(&node, &mut agent).unwrap();
         runtime.serves(&caller).unwrap();
         runtime.must(Del(0), &caller).unwrap();
     }
     runtime.agrees(&node, &mut agent).unwrap();
+}
+
+#[test]
+fn an_add_whose_result_nobody_printed_is_answered_again_and_one_that_was_printed_is_not() {
+    let Some(lab) = Lab::new("lost-answer") else { return };
+    let (node, _, mut agent, caller) = start(&lab);
+    let pod = lab.namespace("pod");
+    let lost = caller.add_unprinted("c", &pod.path());
+    let again = caller.add("c", &pod.path()).unwrap();
+    assert_eq!(addresses(&lost), addresses(&again));
+    let index = || pod.sh("cat /sys/class/net/eth0/ifindex 2>/dev/null || ip -o link show eth0");
+    let before = index();
+    let refused = caller.add("c", &pod.path()).unwrap_err();
+    assert_eq!(refused["code"], code::INVALID_ENVIRONMENT, "{refused}");
+    assert_eq!(index(), before, "the link that is in use stays");
+    assert_eq!(agent.ledger().unwrap().held["c"], addresses(&again));
+    // An agent that has just started was told nothing.
+    agent = restart(&node, agent);
+    assert_eq!(addresses(&caller.add("c", &pod.path()).unwrap()), addresses(&again));
+    caller.del("c").unwrap();
+    assert_eq!(agent.ledger().unwrap().in_use, 0);
 }
 
 #[test]

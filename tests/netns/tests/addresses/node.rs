@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -239,25 +239,37 @@ impl Caller {
         self.call("STATUS", "", None, json!({}))
     }
 
+    /// ADD by a program that is killed before it has printed the result, which only the test sees.
+    pub(crate) fn add_unprinted(&self, container: &str, pod: &Path) -> Value {
+        let request = request("ADD", container, Some(pod), json!({}));
+        let killed = |_: &[u8]| Err(io::ErrorKind::BrokenPipe.into());
+        let (outcome, _) = plugin::run_and(&request, &self.socket, killed);
+        serde_json::from_slice(&outcome.stdout).unwrap_or(Value::Null)
+    }
+
     fn call(&self, command: &str, container: &str, pod: Option<&Path>, more: Value) -> Answer {
-        let mut config = json!({ "cniVersion": "1.1.0", "name": "isthmus", "type": "isthmus-cni" });
-        if let (Some(config), Value::Object(more)) = (config.as_object_mut(), more) {
-            config.extend(more);
-        }
-        let netns = pod.map(|pod| pod.display().to_string()).unwrap_or_default();
-        let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}");
-        let variables = [
-            ("CNI_COMMAND", command),
-            ("CNI_CONTAINERID", container),
-            ("CNI_IFNAME", IFNAME),
-            ("CNI_NETNS", &netns),
-            ("CNI_ARGS", &arguments),
-        ];
-        let env = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let outcome = plugin::run(&Request { env, stdin: config.to_string().into_bytes() }, &self.socket);
+        let outcome = plugin::run(&request(command, container, pod, more), &self.socket);
         let printed = serde_json::from_slice(&outcome.stdout).unwrap_or(Value::Null);
         if outcome.exit_code == 0 { Ok(printed) } else { Err(printed) }
     }
+}
+
+fn request(command: &str, container: &str, pod: Option<&Path>, more: Value) -> Request {
+    let mut config = json!({ "cniVersion": "1.1.0", "name": "isthmus", "type": "isthmus-cni" });
+    if let (Some(config), Value::Object(more)) = (config.as_object_mut(), more) {
+        config.extend(more);
+    }
+    let netns = pod.map(|pod| pod.display().to_string()).unwrap_or_default();
+    let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}");
+    let variables = [
+        ("CNI_COMMAND", command),
+        ("CNI_CONTAINERID", container),
+        ("CNI_IFNAME", IFNAME),
+        ("CNI_NETNS", &netns),
+        ("CNI_ARGS", &arguments),
+    ];
+    let env = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Request { env, stdin: config.to_string().into_bytes() }
 }
 
 /// The addresses in a result, without their prefix lengths.
