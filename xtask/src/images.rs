@@ -140,23 +140,28 @@ pub fn agnhost_archive(places: &Places, programs: &Programs, root: &Path) -> Res
 /// Writes the Isthmus image from the binaries of this checkout to `out` and returns its ID.
 pub fn write_isthmus(places: &Places, profile: &str, out: &Path) -> Result<String> {
     let folder = places.repo.join("target").join(if profile == "dev" { "debug" } else { profile });
+    let built = |name: &str| {
+        // Released, it has a profile of its own.
+        let shim = profile == "release" && name == "isthmus-cni";
+        if shim { folder.with_file_name("shim").join(name) } else { folder.join(name) }
+    };
     let missing: Vec<&str> = ISTHMUS_BINARIES
         .iter()
-        .filter(|(name, _)| !folder.join(name).exists())
+        .filter(|(name, _)| !built(name).exists())
         .map(|(_, package)| *package)
         .collect();
     if !missing.is_empty() {
         bail!(
-            "{} lacks binaries: run `cargo build --profile {profile} -p {}`",
+            "{} lacks binaries of {}: run `make build PROFILE={profile}`",
             folder.display(),
-            missing.join(" -p ")
+            missing.join(", ")
         );
     }
     let stripped = tempfile::tempdir_in(out.parent().context("an image lies in a folder")?)?;
     let mut files = Files::default();
     for (name, _) in ISTHMUS_BINARIES {
         let small = stripped.path().join(name);
-        output(command("strip", ["-o"]).arg(&small).arg(folder.join(name)))?;
+        output(command("strip", ["-o"]).arg(&small).arg(built(name)))?;
         let path = small.to_str().context("the cache's path is not UTF-8")?;
         SystemRoot::host().add_as(&mut files, path, &format!("/usr/bin/{name}"))?;
     }
