@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Both sides of the CNI plugin: the thin program that runtimes execute, and what the agent needs to answer it.
 //!
-//! Without the feature `types` this crate uses the standard library only, and so does the plugin.
+//! This crate uses the standard library only, and so does the plugin.
 
 pub mod code;
 mod delegate;
 pub mod plugin;
 pub mod wire;
-
-#[cfg(feature = "types")]
-pub mod config;
-#[cfg(feature = "types")]
-pub mod error;
-#[cfg(feature = "types")]
-pub mod result;
 
 /// Versions of the CNI specification that are spoken, oldest first.
 pub const SUPPORTED_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A CNI call: the variables of the runtime, the arguments of Kubernetes and the configuration together.
 
-use isthmus_cni::code;
-use isthmus_cni::config::is_identifier;
 use isthmus_cni::wire::Request;
+use isthmus_cni_kit::error::code;
+use isthmus_cni_kit::names::check_container_id;
+use isthmus_cni_kit::version::Version;
 use isthmus_compiler::pod_link;
 
 use super::cni_wire::add;
@@ -17,15 +18,10 @@ pub(crate) fn run(bytes: &[u8]) {
     match Call::parse(&request) {
         Ok((Call::Add(target) | Call::Check(target), _)) => target_holds(&request, &target),
         Ok((Call::Del(key), _)) => key_holds(&request, &key),
-        Ok((Call::Gc | Call::Status, config)) => assert_eq!(config.cni_version, "1.1.0"),
+        Ok((Call::Gc | Call::Status, config)) => assert_eq!(config.version(), Version::V1_1_0),
         Err(error) => assert!(
-            [
-                code::DECODING_FAILURE,
-                code::INCOMPATIBLE_VERSION,
-                code::INVALID_CONFIG,
-                code::INVALID_ENVIRONMENT
-            ]
-            .contains(&error.code),
+            [code::DECODING, code::INCOMPATIBLE_VERSION, code::INVALID_CONFIG, code::INVALID_ENVIRONMENT]
+                .contains(&error.code),
             "{error}"
         ),
     }
@@ -44,7 +40,7 @@ fn target_holds(request: &Request, target: &Target) {
 }
 
 fn key_holds(request: &Request, key: &AttachmentKey) {
-    assert!(is_identifier(&key.container) && key.container.len() <= 128);
+    assert!(check_container_id(&key.container).is_ok() && key.container.len() <= 128);
     assert_eq!(request.var("CNI_CONTAINERID"), Some(key.container.as_str()));
     assert!(!key.ifname.contains(['/', ' ', '\n']), "it is written into the link's alias");
     assert!(pod_link(&key.container, &key.ifname).as_str().len() <= 15);

@@ -3,19 +3,22 @@
 
 use std::path::Path;
 
-use isthmus_cni::config::{NetworkConfig, is_identifier};
-use isthmus_cni::error::CniError;
+use isthmus_cni::SUPPORTED_VERSIONS;
 use isthmus_cni::plugin::{self, Outcome};
 use isthmus_cni::wire::Request;
-use isthmus_cni::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::names::check_network_name;
+use isthmus_cni_kit::version::Version;
 use serde_json::Value;
 
 use crate::Seed;
+use crate::private::cni::call::read_config;
 
 const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"];
 
 pub(crate) fn run(bytes: &[u8]) {
-    let read = COMMANDS.map(|command| NetworkConfig::parse(bytes, command));
+    let read = COMMANDS.map(|command| read_config(bytes, command));
     let [add, del, check, gc, status, _] = &read;
     for outcome in &read {
         match outcome {
@@ -33,19 +36,18 @@ pub(crate) fn run(bytes: &[u8]) {
     if let Ok(config) = add
         && plain
     {
-        assert_eq!(spoken, config.cni_version, "plugin and agent see different versions");
+        assert_eq!(spoken, config.version().as_str(), "plugin and agent see different versions");
     }
 }
 
-fn holds(config: &NetworkConfig) {
-    assert!(SUPPORTED_VERSIONS.contains(&config.cni_version.as_str()));
-    assert!(is_identifier(&config.name) && !config.name.contains('/'));
-    assert_eq!(config.kept().is_some(), config.valid_attachments.is_some() || config.attachments.is_some());
+fn holds(config: &NetConf) {
+    assert!(SUPPORTED_VERSIONS.contains(&config.version().as_str()));
+    assert!(check_network_name(config.name()).is_ok() && !config.name().contains('/'));
 }
 
-fn is_told(error: &CniError) {
-    assert!([code::DECODING_FAILURE, code::INCOMPATIBLE_VERSION, code::INVALID_CONFIG].contains(&error.code));
-    let object: Value = serde_json::from_slice(&error.to_json(NEWEST_VERSION)).expect("an error object");
+fn is_told(error: &Error) {
+    assert!([code::DECODING, code::INCOMPATIBLE_VERSION, code::INVALID_CONFIG].contains(&error.code));
+    let object = error.to_json(Version::NEWEST);
     assert_eq!(object["code"], error.code);
     assert_eq!(object["msg"], error.msg.as_str());
 }

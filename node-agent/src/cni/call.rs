@@ -3,10 +3,13 @@
 
 use std::path::PathBuf;
 
-use isthmus_cni::code;
-use isthmus_cni::config::{NetworkConfig, is_identifier};
-use isthmus_cni::error::CniError;
+use isthmus_cni::SUPPORTED_VERSIONS;
 use isthmus_cni::wire::{ROLE, ROLE_IPAM, Request};
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::names::{check_container_id, check_network_name};
+use isthmus_cni_kit::plugin::Command;
+use isthmus_cni_kit::version::Version;
 use isthmus_model::ids::LinkName;
 
 use crate::addresses::AttachmentKey;
@@ -48,9 +51,9 @@ pub(crate) struct Target {
 
 impl Call {
     /// Reads the variables and the configuration of a request.
-    pub(crate) fn parse(request: &Request) -> Result<(Self, NetworkConfig), CniError> {
+    pub(crate) fn parse(request: &Request) -> Result<(Self, NetConf), Error> {
         let command = request.var("CNI_COMMAND").unwrap_or_default();
-        let config = NetworkConfig::parse(&request.stdin, command)?;
+        let config = read_config(&request.stdin, command)?;
         let call = match command {
             "ADD" => Self::Add(target(request)?),
             "CHECK" => Self::Check(target(request)?),
@@ -58,44 +61,56 @@ impl Call {
             "GC" => Self::Gc,
             "STATUS" => Self::Status,
             other => {
-                return Err(CniError::new(
-                    code::INVALID_ENVIRONMENT,
-                    format!("unknown CNI_COMMAND {other:?}"),
-                ));
+                return Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other:?}")));
             }
         };
         Ok((call, config))
     }
 }
 
-fn target(request: &Request) -> Result<Target, CniError> {
+/// The configuration for a command. Code 6 for what is no JSON object, 1 for a version that is not spoken or lacks the command, 7
+/// for a bad network name.
+pub(crate) fn read_config(stdin: &[u8], command: &str) -> Result<NetConf, Error> {
+    let config = NetConf::parse(stdin)?;
+    let version = config.version();
+    let since = command.parse::<Command>().map_or(Version::OLDEST, Command::since);
+    let refused = if !SUPPORTED_VERSIONS.contains(&version.as_str()) {
+        format!("cniVersion {version} is not supported")
+    } else if version < since {
+        format!("{command} does not exist in cniVersion {version}; it came with {since}")
+    } else {
+        check_network_name(config.name())?;
+        return Ok(config);
+    };
+    let details = format!("supported: {}", SUPPORTED_VERSIONS.join(", "));
+    Err(Error::new(code::INCOMPATIBLE_VERSION, refused).with_details(details))
+}
+
+fn target(request: &Request) -> Result<Target, Error> {
     let (key, ifname) = key(request)?;
     let netns = PathBuf::from(variable(request, "CNI_NETNS")?);
     if !netns.is_absolute() {
         let msg = format!("CNI_NETNS {:?} is no absolute path", netns.display());
-        return Err(CniError::new(code::INVALID_ENVIRONMENT, msg));
+        return Err(Error::new(code::INVALID_ENVIRONMENT, msg));
     }
     Ok(Target { key, ifname, netns, pod: pod(request.var("CNI_ARGS").unwrap_or_default()) })
 }
 
-fn key(request: &Request) -> Result<(AttachmentKey, LinkName), CniError> {
+fn key(request: &Request) -> Result<(AttachmentKey, LinkName), Error> {
     let container = variable(request, "CNI_CONTAINERID")?;
-    if !is_identifier(container) || container.len() > 128 {
-        return Err(CniError::new(
-            code::INVALID_ENVIRONMENT,
-            format!("invalid CNI_CONTAINERID {container:?}"),
-        ));
+    if check_container_id(container).is_err() || container.len() > 128 {
+        return Err(Error::new(code::INVALID_ENVIRONMENT, format!("invalid CNI_CONTAINERID {container:?}")));
     }
     let ifname = variable(request, "CNI_IFNAME")?;
     let link = ifname
         .parse()
-        .map_err(|error| CniError::new(code::INVALID_ENVIRONMENT, format!("CNI_IFNAME: {error}")))?;
+        .map_err(|error| Error::new(code::INVALID_ENVIRONMENT, format!("CNI_IFNAME: {error}")))?;
     Ok((AttachmentKey { container: container.to_owned(), ifname: ifname.to_owned() }, link))
 }
 
-fn variable<'a>(request: &'a Request, name: &str) -> Result<&'a str, CniError> {
+fn variable<'a>(request: &'a Request, name: &str) -> Result<&'a str, Error> {
     let missing =
-        || CniError::new(code::INVALID_ENVIRONMENT, format!("required env variables [{name}] missing"));
+        || Error::new(code::INVALID_ENVIRONMENT, format!("required env variables [{name}] missing"));
     request.var(name).ok_or_else(missing)
 }
 
@@ -152,5 +167,18 @@ mod tests {
             let error = Call::parse(&request(&[bad])).map(drop).unwrap_err();
             assert_eq!(error.code, code::INVALID_ENVIRONMENT, "{bad:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_configuration_is_refused_that_has_no_such_command_or_no_good_name() {
+        let code_of = |stdin: &str, command: &str| read_config(stdin.as_bytes(), command).unwrap_err().code;
+        let named = |version: &str, name: &str| format!(r#"{{"cniVersion":"{version}","name":"{name}"}}"#);
+        assert_eq!(code_of(r#"{"name":"pods"}"#, "ADD"), code::INCOMPATIBLE_VERSION, "it means the oldest");
+        assert_eq!(code_of(&named("1.0.0", "pods"), "GC"), code::INCOMPATIBLE_VERSION);
+        assert_eq!(code_of(&named("1.0.0", "pods"), "STATUS"), code::INCOMPATIBLE_VERSION);
+        assert_eq!(code_of(&named("0.3.1", "pods"), "CHECK"), code::INCOMPATIBLE_VERSION);
+        assert!(read_config(named("1.0.0", "pods").as_bytes(), "CHECK").is_ok());
+        assert_eq!(code_of(&named("1.1.0", "../x"), "ADD"), code::INVALID_CONFIG);
+        assert_eq!(code_of("", "ADD"), code::DECODING);
     }
 }

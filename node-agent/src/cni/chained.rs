@@ -3,9 +3,8 @@
 
 use std::net::IpAddr;
 
-use isthmus_cni::code;
-use isthmus_cni::config::NetworkConfig;
-use isthmus_cni::error::CniError;
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::result::AddResult;
 use isthmus_cni_kit::version::Version;
 use isthmus_kernel::ForeignLink;
@@ -26,17 +25,17 @@ impl Workshop {
     pub(super) async fn join(
         &self,
         target: &Target,
-        config: &NetworkConfig,
+        config: &NetConf,
         previous: &Value,
-    ) -> Result<Vec<u8>, CniError> {
-        let addresses = addresses(previous, &config.cni_version, target.ifname.as_str())?;
+    ) -> Result<Vec<u8>, Error> {
+        let addresses = addresses(previous, config.version(), target.ifname.as_str())?;
         let view = self.node().view();
         if let Some(why) = view.blocked {
-            return Err(CniError::new(code::TRY_AGAIN, why));
+            return Err(Error::new(code::TRY_AGAIN, why));
         }
         if !view.chained {
             let msg = "isthmus-cni comes after another plugin, and no IPPool says that another plugin gives addresses out";
-            return Err(CniError::new(code::TRY_AGAIN, msg)
+            return Err(Error::new(code::TRY_AGAIN, msg)
                 .with_details("create an IPPool with the allocation PodCIDRs or External, or put isthmus-cni first in the plugin list"));
         }
         if view.egress {
@@ -45,7 +44,7 @@ impl Workshop {
         let found = self.find(target, &addresses).await?;
         let (namespace, pod) = target.pod.clone().unwrap_or_default();
         let pod = Chained {
-            network: config.name.clone(),
+            network: config.name().to_owned(),
             namespace,
             pod,
             link: found.host_link,
@@ -55,12 +54,12 @@ impl Workshop {
         };
         let (node, key, joining) = (self.shared_node(), target.key.clone(), pod.clone());
         let joined = blocking(move || node.chained().join(&key, joining)).await?;
-        joined.map_err(|error| CniError::new(code::IO_FAILURE, error.to_string()))?;
+        joined.map_err(|error| Error::new(code::IO, error.to_string()))?;
         if let Err(error) = self.let_through(&pod).await {
             self.leave(&target.key).await;
             return Err(error);
         }
-        Ok(passed_on(previous, &config.cni_version))
+        Ok(passed_on(previous, config.version()))
     }
 
     /// Forgets the pod; returns whether it was known.
@@ -78,15 +77,14 @@ impl Workshop {
     pub(super) async fn check_joined(
         &self,
         target: &Target,
-        config: &NetworkConfig,
+        config: &NetConf,
         pod: &Chained,
-    ) -> Result<(), CniError> {
-        let previous = config.prev_result.as_ref();
+    ) -> Result<(), Error> {
         let previous =
-            previous.ok_or_else(|| CniError::new(code::INVALID_CONFIG, "CHECK without prevResult"))?;
-        let named = addresses(previous, &config.cni_version, target.ifname.as_str())?;
+            previous(config).ok_or_else(|| Error::new(code::INVALID_CONFIG, "CHECK without prevResult"))?;
+        let named = addresses(previous, config.version(), target.ifname.as_str())?;
         if let Some(address) = pod.addresses.iter().find(|address| !named.contains(address)) {
-            return Err(CniError::new(code::INVALID_CONFIG, format!("{address} is missing in prevResult")));
+            return Err(Error::new(code::INVALID_CONFIG, format!("{address} is missing in prevResult")));
         }
         let found = self.find(target, &pod.addresses).await?;
         if !pod.is_at(&found) {
@@ -99,28 +97,32 @@ impl Workshop {
                 "the pod's host end was {was} (index {}) and is {is} (index {})",
                 pod.index, found.host_index
             );
-            return Err(CniError::new(code::KERNEL, msg));
+            return Err(Error::new(code::FIRST_OWN, msg));
         }
         self.let_through(pod).await
     }
 
-    async fn find(&self, target: &Target, addresses: &[IpAddr]) -> Result<ForeignLink, CniError> {
+    async fn find(&self, target: &Target, addresses: &[IpAddr]) -> Result<ForeignLink, Error> {
         let (node, addresses) = (self.shared_node(), addresses.to_vec());
         let (netns, ifname) = (seen_from_here(&target.netns), target.ifname.clone());
         blocking(move || node.links.find(&netns, &ifname, &addresses)).await?.map_err(link_error)
     }
 
-    async fn let_through(&self, pod: &Chained) -> Result<(), CniError> {
-        let failures = self.node().advance().await.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
+    async fn let_through(&self, pod: &Chained) -> Result<(), Error> {
+        let failures = self.node().advance().await.map_err(|why| Error::new(code::TRY_AGAIN, why))?;
         let failure = concerns_pod(&failures, pod.entrance(), &pod.addresses);
-        failure.map_or(Ok(()), |failure| Err(CniError::new(code::KERNEL, failure)))
+        failure.map_or(Ok(()), |failure| Err(Error::new(code::FIRST_OWN, failure)))
     }
 }
 
+/// The result of the plugins before, as it came.
+pub(super) fn previous(config: &NetConf) -> Option<&Value> {
+    config.raw().get("prevResult").filter(|previous| !previous.is_null())
+}
+
 /// The addresses of the container's interface in a result: those of the interface of that name, and those that name none.
-pub(super) fn addresses(previous: &Value, version: &str, ifname: &str) -> Result<Vec<IpAddr>, CniError> {
-    let undecodable = |why: String| CniError::new(code::DECODING_FAILURE, format!("prevResult: {why}"));
-    let version: Version = version.parse().map_err(|error| undecodable(format!("{error}")))?;
+pub(super) fn addresses(previous: &Value, version: Version, ifname: &str) -> Result<Vec<IpAddr>, Error> {
+    let undecodable = |why: String| Error::new(code::DECODING, format!("prevResult: {why}"));
     let (_, result) =
         AddResult::from_json(previous, version).map_err(|error| undecodable(error.to_string()))?;
     let own = |index: usize| result.interfaces.get(index).is_some_and(|link| link.name == ifname);
@@ -129,7 +131,7 @@ pub(super) fn addresses(previous: &Value, version: &str, ifname: &str) -> Result
         let address = ip.address.addr();
         if !is_unicast(address) {
             let msg = format!("prevResult gives {ifname} {address}, which is no address of a pod");
-            return Err(CniError::new(code::INVALID_CONFIG, msg));
+            return Err(Error::new(code::INVALID_CONFIG, msg));
         }
         if !addresses.contains(&address) {
             addresses.push(address);
@@ -139,7 +141,7 @@ pub(super) fn addresses(previous: &Value, version: &str, ifname: &str) -> Result
     if addresses.is_empty() || addresses.len() > ADDRESSES_MAX {
         let msg = format!("prevResult names {} addresses of {ifname}", addresses.len());
         let details = format!("isthmus-cni comes after a plugin that gives 1 to {ADDRESSES_MAX}");
-        return Err(CniError::new(code::INVALID_CONFIG, msg).with_details(details));
+        return Err(Error::new(code::INVALID_CONFIG, msg).with_details(details));
     }
     Ok(addresses)
 }
@@ -153,10 +155,10 @@ fn is_unicast(address: IpAddr) -> bool {
 }
 
 /// The result as it came; the specification asks for the version in it, and plugins exist that leave it out.
-fn passed_on(previous: &Value, version: &str) -> Vec<u8> {
+fn passed_on(previous: &Value, version: Version) -> Vec<u8> {
     let mut result = previous.clone();
     if let Some(object) = result.as_object_mut() {
-        object.entry("cniVersion").or_insert_with(|| Value::from(version));
+        object.entry("cniVersion").or_insert_with(|| Value::from(version.as_str()));
     }
     result.to_string().into_bytes()
 }
@@ -168,7 +170,7 @@ mod tests {
     use super::*;
 
     fn of(previous: Value) -> Result<Vec<String>, u32> {
-        let found = addresses(&previous, "1.0.0", "eth0").map_err(|error| error.code)?;
+        let found = addresses(&previous, Version::V1_0_0, "eth0").map_err(|error| error.code)?;
         Ok(found.iter().map(ToString::to_string).collect())
     }
 
@@ -198,19 +200,23 @@ mod tests {
         assert_eq!(of(ips(&[])), Err(code::INVALID_CONFIG));
         let many: Vec<String> = (1..=17).map(|last| format!("10.244.1.{last}/24")).collect();
         assert_eq!(of(ips(&many.iter().map(String::as_str).collect::<Vec<_>>())), Err(code::INVALID_CONFIG));
-        assert_eq!(of(json!({"ips": [{"address": "nonsense"}]})), Err(code::DECODING_FAILURE));
+        assert_eq!(of(json!({"ips": [{"address": "nonsense"}]})), Err(code::DECODING));
         assert_eq!(
             of(json!({"ips": [{"address": "10.0.0.1/8", "interface": 9}]})),
             Err(code::INVALID_CONFIG)
         );
-        assert_eq!(of(json!([])), Err(code::DECODING_FAILURE));
+        assert_eq!(of(json!([])), Err(code::DECODING));
     }
 
     #[test]
     fn what_the_plugins_before_said_is_passed_on_as_it_came() {
         let previous = json!({"cniVersion": "0.3.0", "ips": [{"address": "10.1.0.2/24", "x-own": [1, null]}], "x": {"y": 1.5}});
-        assert_eq!(serde_json::from_slice::<Value>(&passed_on(&previous, "1.1.0")).unwrap(), previous);
-        let printed: Value = serde_json::from_slice(&passed_on(&json!({"ips": []}), "0.4.0")).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&passed_on(&previous, Version::V1_1_0)).unwrap(),
+            previous
+        );
+        let printed: Value =
+            serde_json::from_slice(&passed_on(&json!({"ips": []}), Version::V0_4_0)).unwrap();
         assert_eq!(printed["cniVersion"], "0.4.0");
     }
 }

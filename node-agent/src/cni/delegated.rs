@@ -4,18 +4,17 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use isthmus_cni::code;
-use isthmus_cni::config::NetworkConfig;
-use isthmus_cni::error::CniError;
 use isthmus_cni::wire::Delegated;
-use isthmus_cni_kit::error::Error;
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::names::check_plugin_type;
+use isthmus_cni_kit::result::AddResult;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Call, Target};
 use super::chained::addresses;
-use super::work::{blocking, given_error, result};
+use super::work::{blocking, given_error, printed_as, result};
 use super::workshop::Workshop;
 
 /// The plugin whose name means ours.
@@ -43,21 +42,20 @@ pub(super) struct OtherIpam<'a> {
 
 impl<'a> OtherIpam<'a> {
     /// None where the addresses are ours to give.
-    pub(super) fn of(config: &'a NetworkConfig, runner: &'a Runner) -> Result<Option<Self>, CniError> {
-        let plugin = config.ipam.as_ref().map(|ipam| ipam.kind.as_str());
-        let Some(plugin) = plugin.filter(|plugin| !plugin.is_empty() && *plugin != OWN) else {
+    pub(super) fn of(config: &'a NetConf, runner: &'a Runner) -> Result<Option<Self>, Error> {
+        let Some(plugin) = config.ipam_type().filter(|plugin| *plugin != OWN) else {
             return Ok(None);
         };
-        check_plugin_type(plugin).map_err(own_error)?;
+        check_plugin_type(plugin)?;
         Ok(Some(Self { plugin, runner }))
     }
 
     /// What it printed.
-    async fn run(&self, command: &'static str) -> Result<Vec<u8>, CniError> {
+    async fn run(&self, command: &'static str) -> Result<Vec<u8>, Error> {
         let (answer, outcome) = oneshot::channel();
         let wanted = Wanted { plugin: self.plugin.to_owned(), command, answer };
         let lost = || {
-            CniError::new(
+            Error::new(
                 code::TRY_AGAIN,
                 format!("whether {command} of {} went well is not known: the caller is gone", self.plugin),
             )
@@ -67,7 +65,7 @@ impl<'a> OtherIpam<'a> {
             Ok(Ok(Delegated { exit_code: 0, stdout })) => Ok(stdout),
             Ok(Ok(Delegated { stdout, .. })) => {
                 let error = Error::of_output(&stdout, b"");
-                Err(CniError::new(error.code, format!("{}: {}", self.plugin, error.msg))
+                Err(Error::new(error.code, format!("{}: {}", self.plugin, error.msg))
                     .with_details(error.details))
             }
             Ok(Err(error)) => Err(lost().with_details(error.to_string())),
@@ -81,9 +79,9 @@ impl Workshop {
     pub(super) async fn with_other_ipam(
         &self,
         call: Call,
-        config: &NetworkConfig,
+        config: &NetConf,
         ipam: &OtherIpam<'_>,
-    ) -> Result<Vec<u8>, CniError> {
+    ) -> Result<Vec<u8>, Error> {
         match call {
             Call::Add(target) => return self.add_with(&target, config, ipam).await,
             Call::Del(key) => {
@@ -101,7 +99,7 @@ impl Workshop {
             }
             Call::Status => {
                 let blocked = self.node().view().blocked;
-                blocked.map_or(Ok(()), |why| Err(CniError::new(code::UNAVAILABLE, why)))?;
+                blocked.map_or(Ok(()), |why| Err(Error::new(code::UNAVAILABLE, why)))?;
                 ipam.run("STATUS").await?;
             }
         }
@@ -111,18 +109,18 @@ impl Workshop {
     async fn add_with(
         &self,
         target: &Target,
-        config: &NetworkConfig,
+        config: &NetConf,
         ipam: &OtherIpam<'_>,
-    ) -> Result<Vec<u8>, CniError> {
+    ) -> Result<Vec<u8>, Error> {
         let view = self.node().view();
         if let Some(why) = view.blocked {
-            return Err(CniError::new(code::TRY_AGAIN, why));
+            return Err(Error::new(code::TRY_AGAIN, why));
         }
         if self.node().ledger().get(&target.key).is_some() {
             // What the other plugin gave before must not be given back now.
             let msg =
                 format!("container {} has an attachment {} already", target.key.container, target.key.ifname);
-            return Err(CniError::new(code::INVALID_ENVIRONMENT, msg).with_details("DEL it first"));
+            return Err(Error::new(code::INVALID_ENVIRONMENT, msg).with_details("DEL it first"));
         }
         if view.egress {
             self.wait_for_pod(target).await?;
@@ -144,14 +142,13 @@ impl Workshop {
     async fn make_with(
         &self,
         target: &Target,
-        config: &NetworkConfig,
+        config: &NetConf,
         printed: &[u8],
         mtu: u32,
-    ) -> Result<Vec<u8>, CniError> {
-        let decode =
-            |error| CniError::new(code::DECODING_FAILURE, format!("the result of the ipam plugin: {error}"));
+    ) -> Result<Vec<u8>, Error> {
+        let decode = |error| Error::new(code::DECODING, format!("the result of the ipam plugin: {error}"));
         let given: Value = serde_json::from_slice(printed).map_err(decode)?;
-        let addresses = addresses(&given, &config.cni_version, target.ifname.as_str())?;
+        let addresses = addresses(&given, config.version(), target.ifname.as_str())?;
         one_of_each(&addresses)?;
         let (node, key) = (self.shared_node(), target.key.clone());
         let (namespace, name) = target.pod.clone().unwrap_or_default();
@@ -160,8 +157,9 @@ impl Workshop {
         match self.make(target, &attachment, mtu).await {
             Ok(made) => {
                 let result = result(target, &attachment, &made, mtu);
-                let dns = given.get("dns").cloned().unwrap_or_default();
-                Ok(isthmus_cni::result::AddResult { dns, ..result }.to_json(&config.cni_version))
+                // What the other plugin says of name resolution holds.
+                let (_, given) = AddResult::from_json(&given, config.version())?;
+                printed_as(&AddResult { dns: given.dns, ..result }, config)
             }
             Err(error) => {
                 self.undo(&target.key, &attachment).await;
@@ -172,15 +170,11 @@ impl Workshop {
 }
 
 /// Our links have one address of each family.
-fn one_of_each(addresses: &[IpAddr]) -> Result<(), CniError> {
+fn one_of_each(addresses: &[IpAddr]) -> Result<(), Error> {
     let v6 = addresses.iter().filter(|address| address.is_ipv6()).count();
     if v6 <= 1 && addresses.len() - v6 <= 1 {
         return Ok(());
     }
     let msg = "the ipam plugin gave several addresses of one family, and isthmus-cni takes one of each";
-    Err(CniError::new(code::INVALID_CONFIG, msg))
-}
-
-fn own_error(error: Error) -> CniError {
-    CniError::new(error.code, error.msg).with_details(error.details)
+    Err(Error::new(code::INVALID_CONFIG, msg))
 }

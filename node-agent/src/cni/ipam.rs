@@ -5,22 +5,20 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use isthmus_cni::code;
-use isthmus_cni::config::NetworkConfig;
-use isthmus_cni::error::CniError;
-use isthmus_cni_kit::result::{AddResult, Ip, Route};
-use isthmus_cni_kit::version::Version;
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::result::{AddResult, Ip};
 use isthmus_model::ownership::mesh_address;
 use serde_json::Map;
 
 use super::call::{Call, Target};
-use super::work::{blocking, given_error, names_all};
+use super::work::{blocking, default_route, given_error, names_all, printed_as};
 use super::workshop::Workshop;
 use crate::addresses::{Attachment, AttachmentKey};
 
 impl Workshop {
     /// Does what is asked of the plugin for addresses; the container's lock is held.
-    pub(super) async fn ipam(&self, call: Call, config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
+    pub(super) async fn ipam(&self, call: Call, config: &NetConf) -> Result<Vec<u8>, Error> {
         match call {
             Call::Add(target) => self.lease(&target, config).await,
             Call::Del(key) => {
@@ -38,22 +36,22 @@ impl Workshop {
                 Ok(Vec::new())
             }
             Call::Status => {
-                let unavailable = |why| CniError::new(code::UNAVAILABLE, why);
+                let unavailable = |why| Error::new(code::UNAVAILABLE, why);
                 self.node().readiness().map_err(unavailable).map(|()| Vec::new())
             }
         }
     }
 
-    async fn lease(&self, target: &Target, config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
+    async fn lease(&self, target: &Target, config: &NetConf) -> Result<Vec<u8>, Error> {
         let view = self.node().view();
         if let Some(why) = view.blocked {
-            return Err(CniError::new(code::TRY_AGAIN, why));
+            return Err(Error::new(code::TRY_AGAIN, why));
         }
         if view.families.is_empty() {
             let msg = "no enabled IPPool with the allocation Isthmus applies to this node";
-            return Err(CniError::new(code::TRY_AGAIN, msg));
+            return Err(Error::new(code::TRY_AGAIN, msg));
         }
-        let (node, key, network) = (self.shared_node(), target.key.clone(), config.name.clone());
+        let (node, key, network) = (self.shared_node(), target.key.clone(), config.name().to_owned());
         let (namespace, name) = target.pod.clone().unwrap_or_default();
         let given = blocking(move || {
             node.ledger().lease(&key, (&namespace, &name), &view.families, &network, Instant::now())
@@ -69,60 +67,41 @@ impl Workshop {
         self.node().ledger().get(key).filter(|to| to.lease.is_some()).cloned()
     }
 
-    fn check_lease(&self, target: &Target, config: &NetworkConfig) -> Result<(), CniError> {
+    fn check_lease(&self, target: &Target, config: &NetConf) -> Result<(), Error> {
         let Some(lease) = self.leased(&target.key) else {
             let msg = format!("container {} has no address for {}", target.key.container, target.key.ifname);
-            return Err(CniError::new(code::UNKNOWN_CONTAINER, msg));
+            return Err(Error::new(code::UNKNOWN_CONTAINER, msg));
         };
         names_all(config, &lease.addresses)
     }
 
-    fn stale_leases(&self, config: &NetworkConfig) -> Result<Vec<AttachmentKey>, CniError> {
+    fn stale_leases(&self, config: &NetConf) -> Result<Vec<AttachmentKey>, Error> {
         let stays = super::work::stays(config)?;
         let ledger = self.node().ledger();
         let of_network =
-            |to: &Attachment| to.lease.as_ref().is_some_and(|lease| lease.network == config.name);
+            |to: &Attachment| to.lease.as_ref().is_some_and(|lease| lease.network == config.name());
         let gone = ledger.attachments().iter().filter(|(key, to)| of_network(to) && !stays(key));
         Ok(gone.map(|(key, _)| key.clone()).collect())
     }
 }
 
 /// Of each block the first address is the node's: the gateway. Routes are the configuration's, else the default ones.
-fn result(given: &[(IpAddr, IpNet)], config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
+fn result(given: &[(IpAddr, IpNet)], config: &NetConf) -> Result<Vec<u8>, Error> {
     let ip = |(address, block): &(IpAddr, IpNet)| Ip {
         interface: None,
         address: IpNet::new(*address, block.prefix_len()).unwrap_or_else(|_| IpNet::from(*address)),
         gateway: Some(mesh_address(block)),
         extra: Map::new(),
     };
-    let default = |(address, _): &(IpAddr, IpNet)| {
-        let dst = if address.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
-        dst.parse().ok().map(route)
-    };
-    let configured = config.ipam.as_ref().and_then(|ipam| ipam.routes.clone());
+    let default = |(address, _): &(IpAddr, IpNet)| default_route(address.is_ipv6());
+    let configured = config.raw().get("ipam").and_then(|ipam| ipam.get("routes")).cloned();
     let routes = match configured {
-        None => given.iter().filter_map(default).collect(),
+        None => given.iter().map(default).collect(),
         Some(routes) => serde_json::from_value(routes)
-            .map_err(|error| CniError::new(code::INVALID_CONFIG, format!("ipam.routes: {error}")))?,
+            .map_err(|error| Error::new(code::INVALID_CONFIG, format!("ipam.routes: {error}")))?,
     };
     let result = AddResult { ips: given.iter().map(ip).collect(), routes, ..AddResult::default() };
-    let version = config.cni_version.parse().unwrap_or(Version::NEWEST);
-    let json = result.to_json(version).map_err(|error| CniError::new(error.code, error.msg))?;
-    Ok(json.to_string().into_bytes())
-}
-
-fn route(dst: IpNet) -> Route {
-    let none = None;
-    Route {
-        dst,
-        gw: None,
-        mtu: none,
-        advmss: none,
-        priority: none,
-        table: none,
-        scope: none,
-        extra: Map::new(),
-    }
+    printed_as(&result, config)
 }
 
 #[cfg(test)]
@@ -133,7 +112,7 @@ mod tests {
 
     fn printed(ipam: Value) -> Result<Value, u32> {
         let config = json!({ "cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": ipam });
-        let config = NetworkConfig::parse(config.to_string().as_bytes(), "ADD").unwrap();
+        let config = NetConf::parse(config.to_string().as_bytes()).unwrap();
         let given = [("10.1.0.5".parse().unwrap(), "10.1.0.0/26".parse().unwrap())];
         let bytes = result(&given, &config).map_err(|error| error.code)?;
         Ok(serde_json::from_slice(&bytes).unwrap())

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_cni::wire::{Answer, Delegated, MAX_FRAME_BYTES, PRINTED, Request};
-use isthmus_cni::{NEWEST_VERSION, SUPPORTED_VERSIONS, code};
+use isthmus_cni_kit::error::code;
+use isthmus_cni_kit::version::Version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -109,11 +110,11 @@ async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> (Ans
     let command = request.var("CNI_COMMAND").unwrap_or_default().to_owned();
     let (result, added) = match Call::parse(request) {
         Ok((call, config)) => {
-            let version = config.cni_version.clone();
+            let version = config.version();
             let served = workshop.call(Role::of(request), call, &config, runner).await;
             (served.outcome.map_err(|error| (error, version)), served.added)
         }
-        Err(error) => (Err((error, NEWEST_VERSION.to_owned())), None),
+        Err(error) => (Err((error, Version::NEWEST)), None),
     };
     let code = result.as_ref().err().map_or(0, |(error, _)| error.code);
     let seconds = began.elapsed().as_secs_f64();
@@ -132,9 +133,7 @@ async fn answer(request: &Request, workshop: &Workshop, runner: &Runner) -> (Ans
             if code != code::UNAVAILABLE {
                 tracing::warn!(command, container, %error, "CNI call failed");
             }
-            let version =
-                if SUPPORTED_VERSIONS.contains(&version.as_str()) { &version } else { NEWEST_VERSION };
-            Answer::Done { exit_code: 1, stdout: error.to_json(version) }
+            Answer::Done { exit_code: 1, stdout: error.to_json(version).to_string().into_bytes() }
         }
     };
     (answer, added)

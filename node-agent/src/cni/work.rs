@@ -2,18 +2,20 @@
 //! What calls do. ADD: record, make the link, let it through, answer. DEL: shut, remove, give back.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use isthmus_cni::code;
-use isthmus_cni::config::NetworkConfig;
-use isthmus_cni::error::CniError;
-use isthmus_cni::result::{AddResult, Address, Interface, Route};
+use ipnet::IpNet;
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
+use isthmus_cni_kit::result::{AddResult, Interface, Ip, Route};
 use isthmus_compiler::pod_link;
 use isthmus_kernel::{PodLink, PodLinkError, PodLinkMade};
+use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
+use serde_json::Map;
 
 use super::call::Target;
 use super::workshop::Workshop;
@@ -26,15 +28,16 @@ use crate::engine::concerns_pod;
 const POD_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Workshop {
-    pub(super) async fn add(&self, target: &Target) -> Result<AddResult, CniError> {
+    pub(super) async fn add(&self, target: &Target) -> Result<AddResult, Error> {
         let view = self.node.view();
         if let Some(why) = view.blocked {
-            return Err(CniError::new(code::TRY_AGAIN, why));
+            return Err(Error::new(code::TRY_AGAIN, why));
         }
         if view.families.is_empty() {
             let msg = "no enabled IPPool applies to this node";
-            return Err(CniError::new(code::TRY_AGAIN, msg)
-                .with_details("create an IPPool, or widen its nodeSelector"));
+            return Err(
+                Error::new(code::TRY_AGAIN, msg).with_details("create an IPPool, or widen its nodeSelector")
+            );
         }
         if view.egress {
             self.wait_for_pod(target).await?;
@@ -62,10 +65,10 @@ impl Workshop {
         Ok(result(target, &attachment, &made, view.pod_mtu))
     }
 
-    pub(super) async fn wait_for_pod(&self, target: &Target) -> Result<(), CniError> {
+    pub(super) async fn wait_for_pod(&self, target: &Target) -> Result<(), Error> {
         let Some(pod) = &target.pod else {
             let msg = "CNI_ARGS names no K8S_POD_NAMESPACE and K8S_POD_NAME, and egress policies have to hold from a pod's first packet";
-            return Err(CniError::new(code::INVALID_ENVIRONMENT, msg).with_details(
+            return Err(Error::new(code::INVALID_ENVIRONMENT, msg).with_details(
                 "put both into CNI_ARGS, as runtimes of Kubernetes do, or delete all EgressPolicies",
             ));
         };
@@ -80,12 +83,12 @@ impl Workshop {
         let (namespace, name) = pod;
         tokio::time::timeout(POD_PATIENCE, known).await.map_err(|_| {
             let msg = format!("pod {namespace}/{name} is not known yet, and egress policies have to hold from its first packet");
-            CniError::new(code::TRY_AGAIN, msg).with_details("is the API server reachable from this node?")
+            Error::new(code::TRY_AGAIN, msg).with_details("is the API server reachable from this node?")
         })
     }
 
     /// Addresses, on disk before anything is programmed.
-    async fn record(&self, target: &Target, families: BTreeSet<bool>) -> Result<Attachment, CniError> {
+    async fn record(&self, target: &Target, families: BTreeSet<bool>) -> Result<Attachment, Error> {
         let (node, key) = (self.node.clone(), target.key.clone());
         let (namespace, name) = target.pod.clone().unwrap_or_default();
         let given =
@@ -100,17 +103,17 @@ impl Workshop {
         target: &Target,
         attachment: &Attachment,
         mtu: u32,
-    ) -> Result<PodLinkMade, CniError> {
+    ) -> Result<PodLinkMade, Error> {
         let (node, wanted) = (self.node.clone(), wanted(target, attachment, mtu));
         let made = blocking(move || node.links.add(&wanted)).await?.map_err(link_error)?;
         self.node.ledger().link_made(&target.key);
         let advanced = if made.replaced { self.node.converge().await } else { self.node.advance().await };
-        let failures = advanced.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
+        let failures = advanced.map_err(|why| Error::new(code::TRY_AGAIN, why))?;
         match concerns_pod(&failures, &attachment.link, &attachment.addresses) {
             None => Ok(made),
             Some(failure) => {
                 let msg = format!("the kernel refused what lets the pod through: {failure}");
-                Err(CniError::new(code::KERNEL, msg)
+                Err(Error::new(code::FIRST_OWN, msg)
                     .with_details("see the log of isthmus-agent on this node"))
             }
         }
@@ -123,7 +126,7 @@ impl Workshop {
         }
     }
 
-    pub(super) async fn del(&self, key: &AttachmentKey) -> Result<(), CniError> {
+    pub(super) async fn del(&self, key: &AttachmentKey) -> Result<(), Error> {
         let joined = self.leave(key).await;
         let known = self.node.ledger().get(key).cloned();
         if known.as_ref().map_or(joined, |to| to.lease.is_some()) {
@@ -142,7 +145,7 @@ impl Workshop {
         Ok(())
     }
 
-    async fn remove_link(&self, attachment: &Attachment) -> Result<(), CniError> {
+    async fn remove_link(&self, attachment: &Attachment) -> Result<(), Error> {
         let (node, link) = (self.node.clone(), attachment.link.clone());
         blocking(move || node.links.del(&link)).await?.map(drop).map_err(link_error)
     }
@@ -158,7 +161,7 @@ impl Workshop {
         }
     }
 
-    pub(super) async fn check(&self, target: Target, config: &NetworkConfig) -> Result<(), CniError> {
+    pub(super) async fn check(&self, target: Target, config: &NetConf) -> Result<(), Error> {
         let joined = self.node.chained().get(&target.key).cloned();
         if let Some(pod) = joined {
             return self.check_joined(&target, config, &pod).await;
@@ -166,27 +169,28 @@ impl Workshop {
         let known = self.node.ledger().get(&target.key).filter(|to| to.lease.is_none()).cloned();
         let Some(attachment) = known else {
             let msg = format!("container {} has no attachment {}", target.key.container, target.key.ifname);
-            return Err(CniError::new(code::UNKNOWN_CONTAINER, msg));
+            return Err(Error::new(code::UNKNOWN_CONTAINER, msg));
         };
         names_all(config, &attachment.addresses)?;
         let (node, mtu) = (self.node.clone(), self.node.view().pod_mtu);
         let wanted = wanted(&target, &attachment, mtu);
         blocking(move || node.links.check(&wanted)).await?.map_err(link_error)?;
-        let failures = self.node.advance().await.map_err(|why| CniError::new(code::TRY_AGAIN, why))?;
+        let failures = self.node.advance().await.map_err(|why| Error::new(code::TRY_AGAIN, why))?;
         let failure = concerns_pod(&failures, &attachment.link, &attachment.addresses);
-        failure.map_or(Ok(()), |failure| Err(CniError::new(code::KERNEL, failure)))
+        failure.map_or(Ok(()), |failure| Err(Error::new(code::FIRST_OWN, failure)))
     }
 
-    pub(super) async fn gc(&self, config: &NetworkConfig) -> Result<(), CniError> {
+    pub(super) async fn gc(&self, config: &NetConf) -> Result<(), Error> {
         let stays = stays(config)?;
         let mut gone: Vec<AttachmentKey> = Vec::new();
-        if config.name == NETWORK {
+        if config.name() == NETWORK {
             let ledger = self.node.ledger();
             let with_link = ledger.attachments().iter().filter(|(_, to)| to.lease.is_none());
             gone.extend(with_link.map(|(key, _)| key).filter(|key| !stays(key)).cloned());
         }
         // Of pods that another plugin made, those of the network that is spoken of.
-        let of_network = |(key, pod): &(&AttachmentKey, &Chained)| pod.network == config.name && !stays(key);
+        let of_network =
+            |(key, pod): &(&AttachmentKey, &Chained)| pod.network == config.name() && !stays(key);
         gone.extend(self.node.chained().pods().iter().filter(of_network).map(|(key, _)| key.clone()));
         let mut failed = Vec::new();
         for key in gone {
@@ -194,7 +198,7 @@ impl Workshop {
                 failed.push(format!("{}/{}: {error}", key.container, key.ifname));
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(CniError::new(code::KERNEL, failed.join("; "))) }
+        if failed.is_empty() { Ok(()) } else { Err(Error::new(code::FIRST_OWN, failed.join("; "))) }
     }
 }
 
@@ -212,89 +216,98 @@ pub(super) fn seen_from_here(netns: &Path) -> PathBuf {
 }
 
 /// CHECK: the result that the runtime kept names the addresses that we gave.
-pub(super) fn names_all(config: &NetworkConfig, addresses: &[IpAddr]) -> Result<(), CniError> {
-    let Some(previous) = &config.prev_result else {
-        return Err(CniError::new(code::INVALID_CONFIG, "CHECK without prevResult"));
-    };
-    let previous: AddResult = serde_json::from_value(previous.clone())
-        .map_err(|error| CniError::new(code::DECODING_FAILURE, format!("prevResult: {error}")))?;
-    let kept = |address: &IpAddr| {
-        previous.ips.iter().any(|ip| ip.address.split('/').next() == Some(&address.to_string()))
-    };
+pub(super) fn names_all(config: &NetConf, addresses: &[IpAddr]) -> Result<(), Error> {
+    let previous = config.prev_result()?;
+    let previous = previous.ok_or_else(|| Error::new(code::INVALID_CONFIG, "CHECK without prevResult"))?;
+    let kept = |address: &IpAddr| previous.ips.iter().any(|ip| ip.address.addr() == *address);
     match addresses.iter().find(|address| !kept(address)) {
         None => Ok(()),
-        Some(address) => {
-            Err(CniError::new(code::INVALID_CONFIG, format!("{address} is missing in prevResult")))
-        }
+        Some(address) => Err(Error::new(code::INVALID_CONFIG, format!("{address} is missing in prevResult"))),
     }
 }
 
 /// GC: whether an attachment stays. Code 7 if the runtime did not say which do.
-pub(super) fn stays(config: &NetworkConfig) -> Result<impl Fn(&AttachmentKey) -> bool, CniError> {
-    let Some(kept) = config.kept() else {
-        let msg = "GC without cni.dev/valid-attachments";
-        return Err(CniError::new(code::INVALID_CONFIG, msg).with_details("the runtime has to send the list"));
-    };
-    Ok(|key: &AttachmentKey| {
+pub(super) fn stays(config: &NetConf) -> Result<impl Fn(&AttachmentKey) -> bool, Error> {
+    let kept = config.valid_attachments()?;
+    Ok(move |key: &AttachmentKey| {
         kept.iter().any(|valid| valid.container_id == key.container && valid.ifname == key.ifname)
     })
 }
 
-pub(super) fn given_error(error: LedgerError) -> CniError {
+pub(super) fn given_error(error: LedgerError) -> Error {
     let code = match error {
         LedgerError::Shortage(_) => code::TRY_AGAIN,
         LedgerError::Taken(_) => code::INVALID_ENVIRONMENT,
         LedgerError::Mixed(_) => code::INVALID_CONFIG,
-        LedgerError::Journal(_) => code::IO_FAILURE,
+        LedgerError::Journal(_) => code::IO,
     };
-    CniError::new(code, error.to_string())
+    Error::new(code, error.to_string())
 }
 
 pub(super) fn result(target: &Target, attachment: &Attachment, made: &PodLinkMade, mtu: u32) -> AddResult {
-    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    let host = Interface {
-        name: attachment.link.to_string(),
-        mac: mac(made.host_mac),
+    let end = |name: &LinkName, mac: [u8; 6], sandbox: String| Interface {
+        name: name.to_string(),
+        mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
         mtu: Some(mtu),
-        sandbox: String::new(),
+        sandbox,
+        ..Interface::default()
     };
-    let pod = Interface {
-        name: target.ifname.to_string(),
-        mac: mac(made.pod_mac),
-        mtu: Some(mtu),
-        sandbox: target.netns.display().to_string(),
-    };
+    let host = end(&attachment.link, made.host_mac, String::new());
+    let pod = end(&target.ifname, made.pod_mac, target.netns.display().to_string());
     let gateway = |v6: bool| if v6 { IpAddr::V6(POD_GATEWAY_V6) } else { IpAddr::V4(POD_GATEWAY_V4) };
-    let ips = attachment.addresses.iter().map(|address| Address {
-        address: ipnet::IpNet::from(*address).to_string(),
-        gateway: Some(gateway(address.is_ipv6())),
+    let ips = attachment.addresses.iter().map(|address| Ip {
         interface: Some(1),
+        address: (*address).into(),
+        gateway: Some(gateway(address.is_ipv6())),
+        extra: Map::new(),
     });
-    let routes = attachment.addresses.iter().map(|address| Route {
-        dst: if address.is_ipv6() { "::/0" } else { "0.0.0.0/0" }.to_owned(),
-        gw: Some(gateway(address.is_ipv6())),
-    });
+    let routes = attachment
+        .addresses
+        .iter()
+        .map(|address| Route { gw: Some(gateway(address.is_ipv6())), ..default_route(address.is_ipv6()) });
     AddResult {
         interfaces: vec![host, pod],
         ips: ips.collect(),
         routes: routes.collect(),
-        dns: serde_json::Value::Null,
+        ..AddResult::default()
     }
 }
 
-pub(super) fn link_error(error: PodLinkError) -> CniError {
+/// A route to everything of a family, by the family's gateway.
+pub(super) fn default_route(v6: bool) -> Route {
+    let everything = if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let dst = IpNet::new(everything, 0).expect("0 is a prefix length of both families");
+    let none = None;
+    Route {
+        dst,
+        gw: None,
+        mtu: none,
+        advmss: none,
+        priority: none,
+        table: none,
+        scope: none,
+        extra: Map::new(),
+    }
+}
+
+/// As the plugin prints it, in the configuration's version.
+pub(super) fn printed_as(result: &AddResult, config: &NetConf) -> Result<Vec<u8>, Error> {
+    Ok(result.to_json(config.version())?.to_string().into_bytes())
+}
+
+pub(super) fn link_error(error: PodLinkError) -> Error {
     let code = match &error {
         PodLinkError::Namespace { .. } => code::INVALID_NETNS,
         PodLinkError::Exists { .. } => code::INVALID_ENVIRONMENT,
         PodLinkError::Foreign { .. } => code::INVALID_CONFIG,
-        PodLinkError::Broken(_) | PodLinkError::Refused { .. } | PodLinkError::Socket(_) => code::KERNEL,
+        PodLinkError::Broken(_) | PodLinkError::Refused { .. } | PodLinkError::Socket(_) => code::FIRST_OWN,
     };
-    CniError::new(code, error.to_string())
+    Error::new(code, error.to_string())
 }
 
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, CniError> {
-    let interrupted = |error| CniError::new(code::IO_FAILURE, format!("the agent failed inside: {error}"));
+) -> Result<T, Error> {
+    let interrupted = |error| Error::new(code::IO, format!("the agent failed inside: {error}"));
     tokio::task::spawn_blocking(work).await.map_err(interrupted)
 }

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use isthmus_cni::code;
-use isthmus_cni::config::NetworkConfig;
-use isthmus_cni::error::CniError;
+use isthmus_cni_kit::config::net_conf::NetConf;
+use isthmus_cni_kit::error::{Error, code};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock};
 
 use super::call::{Call, Role, Target};
+use super::chained::previous;
 use super::delegated::{OtherIpam, Runner};
+use super::work::printed_as;
 use crate::addresses::AttachmentKey;
 use crate::conflist::NETWORK;
 use crate::node::Node;
@@ -26,7 +27,7 @@ pub(crate) struct Workshop {
 
 /// A call's outcome, and the lock of its container: the next call of it waits until the runtime has the outcome.
 pub(crate) struct Served {
-    pub(crate) outcome: Result<Vec<u8>, CniError>,
+    pub(crate) outcome: Result<Vec<u8>, Error>,
     pub(crate) added: Option<Added>,
 }
 
@@ -51,13 +52,7 @@ impl Workshop {
     }
 
     /// Does what is asked; gives what the plugin prints. Calls of one container come one after the other.
-    pub(crate) async fn call(
-        &self,
-        role: Role,
-        call: Call,
-        config: &NetworkConfig,
-        runner: &Runner,
-    ) -> Served {
+    pub(crate) async fn call(&self, role: Role, call: Call, config: &NetConf, runner: &Runner) -> Served {
         let unheld = |outcome| Served { outcome, added: None };
         match &call {
             Call::Gc => {
@@ -89,34 +84,34 @@ impl Workshop {
         &self,
         role: Role,
         call: Call,
-        config: &NetworkConfig,
+        config: &NetConf,
         runner: &Runner,
-    ) -> Result<Vec<u8>, CniError> {
+    ) -> Result<Vec<u8>, Error> {
         if role == Role::Ipam {
             return self.ipam(call, config).await;
         }
         // DEL has to be lenient: a container that goes does not wait for a configuration that somebody mends.
         let chained = match &call {
             Call::Del(_) => true,
-            Call::Add(_) => config.prev_result.is_some(),
+            Call::Add(_) => previous(config).is_some(),
             Call::Check(_) | Call::Gc | Call::Status => self.node.view().chained,
         };
         if !chained {
             is_ours(config)?;
         }
-        if let (Call::Add(target), Some(previous)) = (&call, &config.prev_result) {
+        if let (Call::Add(target), Some(previous)) = (&call, previous(config)) {
             return self.join(target, config, previous).await;
         }
         if let Some(ipam) = OtherIpam::of(config, runner)? {
             return self.with_other_ipam(call, config, &ipam).await;
         }
         match call {
-            Call::Add(target) => return Ok(self.add(&target).await?.to_json(&config.cni_version)),
+            Call::Add(target) => return printed_as(&self.add(&target).await?, config),
             Call::Check(target) => self.check(target, config).await?,
             Call::Del(key) => self.del(&key).await?,
             Call::Gc => self.gc(config).await?,
             Call::Status => {
-                self.node.readiness().map_err(|why| CniError::new(code::UNAVAILABLE, why))?;
+                self.node.readiness().map_err(|why| Error::new(code::UNAVAILABLE, why))?;
             }
         }
         Ok(Vec::new())
@@ -132,12 +127,12 @@ impl Workshop {
 }
 
 /// A call for another network would treat this one's pods as its own: its GC would delete them all.
-fn is_ours(config: &NetworkConfig) -> Result<(), CniError> {
-    if config.name == NETWORK {
+fn is_ours(config: &NetConf) -> Result<(), Error> {
+    if config.name() == NETWORK {
         return Ok(());
     }
     let msg =
-        format!("this call is for the network {:?}, and the agent serves {NETWORK:?} only", config.name);
+        format!("this call is for the network {:?}, and the agent serves {NETWORK:?} only", config.name());
     let details = format!("name the network {NETWORK:?} where its type is isthmus-cni");
-    Err(CniError::new(code::INVALID_CONFIG, msg).with_details(details))
+    Err(Error::new(code::INVALID_CONFIG, msg).with_details(details))
 }

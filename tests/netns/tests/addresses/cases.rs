@@ -5,7 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use isthmus_cni::code;
+use isthmus_cni_kit::error::code;
 use isthmus_testkit::{Lab, Namespace, within};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -175,7 +175,7 @@ fn a_full_disk_costs_no_address_and_gives_none_twice() {
             ),
         }
     });
-    assert_eq!(refused["code"], code::IO_FAILURE, "{refused}");
+    assert_eq!(refused["code"], code::IO, "{refused}");
     assert!(refused["msg"].as_str().unwrap().contains("neither full nor read-only"), "{refused}");
     assert_eq!(caller.status().unwrap_err()["code"], code::UNAVAILABLE);
     runtime.agrees(&node, &mut agent).unwrap();
