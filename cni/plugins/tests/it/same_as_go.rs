@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The same configuration to the Go project's plugins and to ours: the results are equal but for what is made up anew each time.
 
+use std::os::unix::fs::PermissionsExt;
+
 use isthmus_cni_kit::version::Version;
 use serde_json::{Value, json};
 
@@ -198,5 +200,54 @@ fn go_plugins_and_ours_follow_each_other_in_a_chain() {
         node.path.clone_from(first);
         node.del(&this, &with(&bridge, &json!({ "prevResult": result })));
         assert_eq!(node.leases("net"), 0);
+    }
+}
+
+/// A plugin for addresses of an older version, that prints what the test wrote.
+const OLD: &str = "#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] && cat \"$(dirname \"$0\")/printed\" || true\n";
+
+/// The plugin that called it has to bring the result into its own version (CNI 0.3.0 turned `ip4` and `ip6` into lists).
+#[test]
+fn results_of_0_1_0_and_0_2_0_are_raised_as_the_go_library_raises_them() {
+    let (Some(ours), Some(go)) = (Node::new("raised"), Node::with_go("raised")) else { return };
+    let mut nodes = [ours, go];
+    for node in &mut nodes {
+        let dir = node.dir.path().join("old");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("old"), OLD).unwrap();
+        std::fs::set_permissions(dir.join("old"), PermissionsExt::from_mode(0o755)).unwrap();
+        node.path.push(dir);
+    }
+    let four = json!({ "ip": "10.77.0.5/24", "gateway": "10.77.0.1",
+        "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "10.9.0.0/16", "gw": "10.77.0.1" }] });
+    let six = json!({ "ip": "fd77::5/64", "gateway": "fd77::1", "routes": [{ "dst": "::/0" }] });
+    let bare = json!({ "ip": "10.77.0.6/24", "gateway": "10.77.0.1" });
+    let dns = json!({ "nameservers": ["10.77.0.53"], "domain": "d", "search": ["s"], "options": ["o"] });
+    let printed = [
+        json!({ "ip4": four, "dns": dns }),
+        json!({ "ip4": four, "ip6": six }),
+        json!({ "ip6": six }),
+        json!({ "ip4": bare, "ip6": null }),
+        json!({ "ip4": { "ip": "10.77.0.7/24" } }),
+    ];
+    for (printed, old, new) in printed.iter().flat_map(|printed| {
+        let news = [Version::V0_3_1, Version::V1_1_0];
+        ["0.1.0", "0.2.0"].into_iter().flat_map(move |old| news.map(|new| (printed, old, new)))
+    }) {
+        let config = json!({ "cniVersion": new, "name": "net", "type": "ptp", "ipam": { "type": "old" } });
+        let [ours, go] = nodes.each_ref().map(|node| {
+            let printed = with(printed, &json!({ "cniVersion": old }));
+            std::fs::write(node.dir.path().join("old/printed"), printed.to_string()).unwrap();
+            let pod = node.pod("pod");
+            let this = Pod::of("raised", &pod);
+            let result = node.call("ADD", Some(&this), &config).map(|result| normalised(&result));
+            node.del(&this, &config);
+            result
+        });
+        match (&ours, &go) {
+            (Ok(ours), Ok(go)) => assert_eq!(ours, go, "{printed} of {old} in {new}: ours to the left"),
+            (Err(_), Err(_)) => {}
+            _ => panic!("{printed} of {old} in {new}: ours {ours:?}, theirs {go:?}"),
+        }
     }
 }
