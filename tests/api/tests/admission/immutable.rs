@@ -30,6 +30,9 @@ async fn a_pool_keeps_its_cidr_and_block_size() {
     refused("IPPool", "keeps-having-a-block-size", pool, json!({ "blockSize": null }), second).await;
     let without = json!({ "cidr": "10.22.0.0/16" });
     refused("IPPool", "gains-no-block-size", without, json!({ "blockSize": 26 }), second).await;
+    let ours = json!({ "cidr": "10.24.0.0/16" });
+    let second = "create a second pool instead";
+    refused("IPPool", "keeps-allocation", ours, json!({ "allocation": "PodCIDRs" }), second).await;
 }
 
 #[tokio::test]
