@@ -49,6 +49,12 @@ pub(crate) enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Look after pods' addresses.
+    #[command(arg_required_else_help = true)]
+    Ipam {
+        #[command(subcommand)]
+        command: IpamCommand,
+    },
     /// Call CNI plugins, in any language, as a container runtime does. Needs no cluster.
     ///
     /// A drop-in for the Go project's cnitool, with the same variables and arguments; a link named `cnitool` to this program is one.
@@ -60,6 +66,23 @@ pub(crate) enum Command {
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum IpamCommand {
+    /// Compare pods and blocks of the API with each node's journal and kernel.
+    ///
+    /// Finds addresses that leaked, are held twice, are not in the journal or outside of the node's blocks, and routes without owner.
+    /// Ends with 0 if all agrees, 1 if something does not, 2 if nothing can be told. Runs a program in each agent's pod, as kubectl
+    /// exec does.
+    Check {
+        /// Give back what is provably leaked: the pod is gone from the API, and its link from the kernel.
+        #[arg(long)]
+        fix: bool,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
     },
 }
 

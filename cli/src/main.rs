@@ -5,6 +5,7 @@ mod args;
 mod cni;
 mod connect;
 mod failure;
+mod ipam;
 mod node;
 mod peer;
 mod report;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use args::{Cli, Command, NodeCommand, PeerCommand};
+use args::{Cli, Command, IpamCommand, NodeCommand, PeerCommand};
 
 /// Everything is as it shall be.
 const OK: u8 = 0;
@@ -76,6 +77,10 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Status { output } => {
             let (client, context) = connect::client(&cli.target).await?;
             return status::run(client, context, output).await;
+        }
+        Command::Ipam { command: IpamCommand::Check { fix, output } } => {
+            let (client, _) = connect::client(&cli.target).await?;
+            return ipam::run(client, output, fix).await;
         }
         Command::Node { command: NodeCommand::RotateKey { node } } => {
             let (client, _) = connect::client(&cli.target).await?;

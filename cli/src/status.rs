@@ -63,7 +63,8 @@ async fn facts(client: Client, context: String) -> Result<Facts> {
     })
 }
 
-async fn every<K>(client: Client, what: &str) -> Result<Vec<K>>
+/// All objects of a kind.
+pub(crate) async fn every<K>(client: Client, what: &str) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {

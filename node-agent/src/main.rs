@@ -2,10 +2,12 @@
 //! `isthmus-agent`: the node agent.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+use isthmus_kernel::PodLinks;
 use isthmus_model::ids::NodeName;
+use isthmus_node_agent::addresses::{AttachmentKey, inspect};
 use isthmus_node_agent::{install, logs, run};
 
 /// The Isthmus agent of a node.
@@ -45,6 +47,14 @@ enum Command {
         #[arg(long, default_value = "/host/opt/cni/bin")]
         target: PathBuf,
     },
+    /// Look into this node's addresses, beside the agent that runs. `isthmus ipam check` calls it.
+    Ipam {
+        /// Journal and snapshots.
+        #[arg(long, default_value = "/var/lib/isthmus", global = true)]
+        state_dir: PathBuf,
+        #[command(subcommand)]
+        command: IpamCommand,
+    },
     /// Bring this node to what the cluster decided, until SIGTERM.
     Run {
         /// Name of this node in Kubernetes.
@@ -83,6 +93,29 @@ enum CniMode {
     Chained,
 }
 
+#[derive(Subcommand)]
+enum IpamCommand {
+    /// Print what the journal and the kernel hold, as JSON.
+    Dump,
+    /// Have the agent give back what an interface of a container holds that has no link in the kernel.
+    Release {
+        /// CNI_CONTAINERID.
+        #[arg(long)]
+        container: String,
+        /// CNI_IFNAME.
+        #[arg(long)]
+        ifname: String,
+        /// Socket for the CNI plugin.
+        #[arg(long, default_value = "/run/isthmus/cni.sock")]
+        cni_socket: PathBuf,
+    },
+}
+
+/// The journal of addresses in a state directory.
+fn journal(state_dir: &Path) -> PathBuf {
+    state_dir.join("journal").join("addresses")
+}
+
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     logs::start(&options.log)?;
@@ -92,6 +125,15 @@ fn main() -> anyhow::Result<()> {
             install::install_plugins(&plugins_source, &plugins, &target)
         }
         Command::Uninstall { cni_config, target } => install::uninstall(&cni_config, &target),
+        Command::Ipam { state_dir, command: IpamCommand::Dump } => {
+            let found = inspect::dump(&journal(&state_dir), &PodLinks::open()?)?;
+            serde_json::to_writer(std::io::stdout().lock(), &found)?;
+            Ok(())
+        }
+        Command::Ipam { state_dir, command: IpamCommand::Release { container, ifname, cni_socket } } => {
+            let key = AttachmentKey { container, ifname };
+            inspect::release(&journal(&state_dir), &PodLinks::open()?, &key, &cni_socket)
+        }
         Command::Run {
             node,
             state_dir,
@@ -102,7 +144,7 @@ fn main() -> anyhow::Result<()> {
             cni_mode,
             metrics,
         } => {
-            let journal = state_dir.join("journal").join("addresses");
+            let journal = journal(&state_dir);
             let memory = state_dir.join("intent");
             let places = run::Places {
                 node,

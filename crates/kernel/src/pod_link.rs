@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pod's link: a veth pair born inside the pod's namespace, its host end a router with a fixed Ethernet address.
 //!
-//! Nothing is moved between namespaces and no table is read: a move waits for grace periods of the kernel.
+//! Making one moves nothing between namespaces and reads no table: a move waits for grace periods of the kernel.
 
 mod chained;
 mod leaving;
 mod messages;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -16,12 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use isthmus_model::ids::LinkName;
-use isthmus_model::kernel::MacAddress;
+use isthmus_model::kernel::{MacAddress, RouteKind};
 use isthmus_model::ownership::{HOST_LINK_MAC, POD_LINK_PREFIX};
 
 use crate::link::{self, POD_ALIAS};
-use crate::table::link_index;
+use crate::route::Routes;
+use crate::table::{Table, link_index};
 use crate::wire::{Refusal, Request, Wire};
 use crate::{addr, netns, sysctl};
 pub use chained::ForeignLink;
@@ -199,6 +201,27 @@ impl PodLinks {
             PodLinkSeen { alias: alias.trim_start_matches(POD_ALIAS).to_owned(), up: link.up }
         };
         Ok(pods.map(|(name, link)| (name, seen(link))).collect())
+    }
+
+    /// Routes of ours that lead to pods' links, in whatever table, and those links.
+    pub fn routes(&self) -> Result<BTreeMap<IpNet, BTreeSet<LinkName>>, PodLinkError> {
+        let mut links = link::Links::default();
+        let observed = self.on_host(|wire| {
+            links.observe(wire)?;
+            Routes::observe(wire, &links.names(|_| true))
+        })?;
+        let mut routes: BTreeMap<IpNet, BTreeSet<LinkName>> = BTreeMap::new();
+        for (key, route) in observed {
+            let RouteKind::Unicast(hops) = route.kind else { continue };
+            let pods = hops
+                .into_iter()
+                .map(|hop| hop.link)
+                .filter(|link| link.as_str().starts_with(POD_LINK_PREFIX));
+            for link in pods {
+                routes.entry(key.destination).or_default().insert(link);
+            }
+        }
+        Ok(routes)
     }
 
     fn add_from_inside(&self, pod_ns: &File, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {

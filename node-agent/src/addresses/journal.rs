@@ -85,6 +85,18 @@ impl Journal {
         (journal, recovery)
     }
 
+    /// Reads a journal that another process writes. One that is not there holds nothing.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn read<R: DeserializeOwned>(path: &Path) -> io::Result<Recovery<R>> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(recover(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(recover(&[])),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The file for appending, at a length of whole lines.
     fn writable(&mut self) -> Result<&mut File, JournalError> {
         self.known()?;

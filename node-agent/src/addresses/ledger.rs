@@ -318,6 +318,14 @@ impl Ledger {
     }
 }
 
+/// What the journal holds, read beside the agent that writes it.
+///
+/// # Errors
+/// The journal is there and cannot be read.
+pub fn recorded(journal: &Path) -> std::io::Result<BTreeMap<AttachmentKey, Attachment>> {
+    Journal::read::<Record>(journal).map(replay)
+}
+
 /// What is written on a pod's link, so that a lost journal can be rebuilt from the kernel.
 fn alias(key: &AttachmentKey, attachment: &Attachment) -> String {
     let addresses: Vec<String> = attachment.addresses.iter().map(ToString::to_string).collect();

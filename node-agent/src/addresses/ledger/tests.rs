@@ -181,3 +181,17 @@ fn an_unreadable_journal_keeps_new_pods_out_until_the_agent_starts_anew() {
     assert_eq!(ledger.usage().values().sum::<usize>(), 0);
     assert!(path.is_symlink(), "what could not be read is still there");
 }
+
+#[test]
+fn who_reads_beside_the_agent_sees_whole_records_only_and_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    assert_eq!(recorded(&path).unwrap(), BTreeMap::new(), "no journal holds nothing");
+    let mut ledger = ledger(&path, &BTreeMap::new());
+    let given = ledger.give(&key("a"), ("shop", "web"), &both(), Instant::now()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.extend(b"0000 half a rec");
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(recorded(&path).unwrap(), BTreeMap::from([(key("a"), given)]));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "the agent that is writing the record ends it");
+}

@@ -2,10 +2,14 @@
 //! Addresses where something went wrong that is no crash.
 
 use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use isthmus_cni_kit::error::code;
+use isthmus_kernel::PodLinks;
+use isthmus_node_agent::addresses::{AttachmentKey, inspect};
 use isthmus_testkit::{Lab, Namespace, within};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -51,6 +55,39 @@ fn what_a_container_held_whose_del_was_lost_is_free_after_the_next_gc() {
     runtime.agrees(&node, &mut agent).unwrap();
     runtime.serves(&caller).unwrap();
     assert_eq!(runtime.held().len(), 1);
+}
+
+#[test]
+fn what_is_read_beside_the_agent_agrees_and_frees_only_what_has_no_link() {
+    let Some(lab) = Lab::new("ipam-dump") else { return };
+    let (node, mut runtime, mut agent, caller) = start(&lab);
+    runtime.must(Add(0), &caller).unwrap();
+    let given = agent.ledger().unwrap().held.into_values().next().unwrap();
+    let (journal, socket) = (node.path("state/journal/addresses"), node.path("run/cni.sock"));
+    let dump = |journal: PathBuf| {
+        node.namespace.run(move || inspect::dump(&journal, &PodLinks::open().unwrap()).unwrap())
+    };
+    let seen = dump(journal.clone());
+    let [held] = &seen.held[..] else { panic!("{seen:?}") };
+    let texts = |of: &[IpAddr]| of.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&held.addresses), given);
+    assert!(seen.links.contains(&held.link), "{seen:?}");
+    let routed: Vec<IpAddr> = seen.routes.keys().map(ipnet::IpNet::addr).collect();
+    assert_eq!(texts(&routed), given, "each address has its route: {seen:?}");
+    let key = AttachmentKey { container: held.container.clone(), ifname: held.ifname.clone() };
+    let release = |key: AttachmentKey, journal: PathBuf, socket: PathBuf| {
+        let links = move || PodLinks::open().unwrap();
+        node.namespace.run(move || {
+            inspect::release(&journal, &links(), &key, &socket).map_err(|error| format!("{error:#}"))
+        })
+    };
+    let refused = release(key.clone(), journal.clone(), socket.clone()).unwrap_err();
+    assert!(refused.contains("may be alive"), "{refused}");
+    node.namespace.sh(&format!("ip link del {}", held.link));
+    release(key, journal.clone(), socket).unwrap();
+    let after = dump(journal);
+    assert!(after.held.is_empty() && after.routes.is_empty(), "{after:?}");
+    assert!(agent.ledger().unwrap().held.is_empty());
 }
 
 #[test]
