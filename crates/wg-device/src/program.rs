@@ -71,6 +71,7 @@ fn detach(options: &Options) -> Result<(), Failure> {
         .args(["--foreground", "--tell-ready", &options.interface])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .current_dir("/")
         .process_group(0)
         .spawn()
         .map_err(|error| Failure::System("start in the background", error))?;

@@ -41,6 +41,14 @@ impl DeviceId {
     }
 }
 
+/// What a datagram to a session's index is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Response,
+    Cookie,
+    Data,
+}
+
 /// What shall be done after an event was handled.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<'b> {
@@ -194,12 +202,14 @@ impl Engine {
         match message {
             Packet::HandshakeInit(_) => self.handle_initiation(from, datagram, buffer),
             Packet::HandshakeResponse(p) => {
-                self.handle_session((p.receiver_idx, true), from, datagram, buffer, now)
+                self.handle_session((p.receiver_idx, Kind::Response), from, datagram, buffer, now)
             }
             Packet::PacketCookieReply(p) => {
-                self.handle_session((p.receiver_idx, false), from, datagram, buffer, now)
+                self.handle_session((p.receiver_idx, Kind::Cookie), from, datagram, buffer, now)
             }
-            Packet::PacketData(p) => self.handle_session((p.receiver_idx, true), from, datagram, buffer, now),
+            Packet::PacketData(p) => {
+                self.handle_session((p.receiver_idx, Kind::Data), from, datagram, buffer, now)
+            }
         }
     }
 
@@ -244,7 +254,7 @@ impl Engine {
 
     fn handle_session<'b>(
         &mut self,
-        (receiver, moves): (u32, bool),
+        (receiver, kind): (u32, Kind),
         from: SocketAddr,
         datagram: &[u8],
         buffer: &'b mut [u8],
@@ -258,7 +268,9 @@ impl Engine {
         self.last_index = known.map(|id| (index, id));
         let known = known.and_then(|id| Some((id, self.peers.get_mut(id.0 as usize)?)));
         let Some((id, peer)) = known else { return Action::Dropped(Drop::Unknown) };
-        let Some(sessions) = peer.receiver(index) else { return Action::Dropped(Drop::Unknown) };
+        let Some(sessions) = peer.receiver(index, kind == Kind::Data) else {
+            return Action::Dropped(Drop::Unknown);
+        };
         let (packet, source) = match sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::Err(error) => return Action::Dropped(drop_reason(&error)),
             TunnResult::WriteToTunnelV4(packet, source) => (packet, Some(IpAddr::V4(source))),
@@ -269,7 +281,8 @@ impl Engine {
         if !peer.ready && peer.refresh(now) {
             self.flushable.push_back(id);
         }
-        if moves {
+        // A cookie is not proof of a session.
+        if kind != Kind::Cookie {
             peer.endpoint = Some(from);
         }
         let Some(source) = source else {

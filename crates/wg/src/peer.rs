@@ -139,18 +139,22 @@ impl Peer {
         self.config.keepalive
     }
 
-    /// The sessions that a message is for.
-    pub(crate) fn receiver(&mut self, index: u32) -> Option<&mut Sessions> {
+    /// The sessions that a message is for. Those of before take data and finish no handshake.
+    pub(crate) fn receiver(&mut self, index: u32, data: bool) -> Option<&mut Sessions> {
         if self.sessions.index == index {
             return Some(&mut self.sessions);
         }
-        self.before.as_mut().map(|(sessions, _)| sessions).filter(|sessions| sessions.index == index)
+        self.before
+            .as_mut()
+            .filter(|_| data)
+            .map(|(sessions, _)| sessions)
+            .filter(|sessions| sessions.index == index)
     }
 
-    /// The sessions that packets go out in.
+    /// The sessions that packets go out in. Those of before while one of them lives: nothing new begins under the key of before.
     pub(crate) fn sender(&mut self) -> &mut Sessions {
         match &mut self.before {
-            Some((before, _)) if !self.ready => before,
+            Some((before, _)) if !self.ready && before.tunn.time_since_last_handshake().is_some() => before,
             _ => &mut self.sessions,
         }
     }

@@ -379,6 +379,26 @@ fn a_keepalive_goes_out_when_nothing_else_did() {
     assert_eq!((wire[0].2[0], wire[0].2.len()), (4, crate::OVERHEAD_BYTES));
 }
 
+#[test]
+fn a_pre_shared_key_that_the_peer_never_gets_ends_the_session_when_its_time_is_over() {
+    let (mut east, mut west) = (Side::new(1, "192.0.2.1:51820"), Side::new(2, "192.0.2.2:51820"));
+    let (to_west, to_east) = (device(&mut east), device(&mut west));
+    let mut wire = Wire::new();
+    east.set(to_west, 2, config(&["10.2.0.0/16"], Some(9)), Some(west.address));
+    west.set(to_east, 1, config(&["10.1.0.0/16"], Some(9)), None);
+    east.send(to_west, &east_packet(), &mut wire);
+    settle(&mut east, &mut west, &mut wire);
+    east.set(to_west, 2, config(&["10.2.0.0/16"], Some(10)), None);
+    east.send(to_west, &east_packet(), &mut wire);
+    assert_eq!(wire.pop().unwrap().2[0], 4, "under the key before");
+    east.tick(&mut wire, Instant::now() + crate::peer::REJECT_AFTER);
+    wire.clear();
+    east.send(to_west, &east_packet(), &mut wire);
+    assert!(wire.iter().all(|(_, _, datagram)| datagram[0] == 1), "nothing but initiations");
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(west.delivered.len(), 1);
+}
+
 /// A device that is configured peer by peer.
 fn device(side: &mut Side) -> DeviceId {
     side.engine.add_device(KeySlot::First, false)

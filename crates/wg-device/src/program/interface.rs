@@ -72,7 +72,9 @@ impl Served {
         let needed = carrier.port().is_none() && self.interface.private_key().is_some();
         if changes.listen_port || needed {
             let port = UdpPort::open(self.interface.listen_port())?;
-            port.set_mark(self.interface.fwmark())?;
+            if self.interface.fwmark() != 0 {
+                port.set_mark(self.interface.fwmark())?;
+            }
             self.interface.bound(port.port()?);
             return carrier.set_port(Some(port));
         }

@@ -21,6 +21,8 @@ use crate::Bell;
 const DIRECTORY: &str = "/var/run/wireguard";
 /// How long a connection may take with its next bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// After a connection that could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Connections at the same time.
 const CONNECTIONS: usize = 16;
 const STACK_BYTES: usize = 256 << 10;
@@ -51,7 +53,12 @@ impl Socket {
         let listener = bind(&path)?;
         let connections = Arc::new(AtomicUsize::new(0));
         let accept = move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else {
+                    // No descriptor is left: one that ends gives one back.
+                    std::thread::sleep(PAUSE);
+                    continue;
+                };
                 if connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
                     connections.fetch_sub(1, Ordering::Relaxed);
                     continue;

@@ -60,11 +60,11 @@ impl Engine {
         while let Some(id) = self.due.pop_front() {
             let Some(peer) = self.peers.get_mut(id.0 as usize) else { continue };
             let sent = run_timers(peer, buffer, now);
-            if peer.ready
-                && peer.before.as_ref().is_some_and(|(_, until)| now >= *until)
+            if peer.before.as_ref().is_some_and(|(_, until)| now >= *until)
                 && let Some((before, _)) = peer.before.take()
             {
                 self.indices.remove(&before.index);
+                self.last_index = None;
             }
             if sent.is_some() {
                 return sent;
