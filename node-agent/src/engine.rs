@@ -386,7 +386,8 @@ impl Engine {
         let serving = |pool| self.intent.pools.get(pool).is_some_and(|pool| pool.serves_this_node);
         let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool));
         let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.to_string())).collect();
-        self.wiring.node.ledger().set_blocks(blocks);
+        let reserved = self.intent.pools.values().flat_map(|pool| pool.reserved.iter().copied()).collect();
+        self.wiring.node.ledger().set_blocks(blocks, reserved);
     }
 
     /// Says how the node is. A new agent first listens: a report without key, addresses and tunnels would be taken

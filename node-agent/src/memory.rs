@@ -138,6 +138,7 @@ mod tests {
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            reserved: Vec::new(),
             external: false,
         };
         let block = Block { pool: "four".parse().unwrap(), node: name() };

@@ -52,6 +52,9 @@ pub struct Pool {
     pub nat_outgoing: bool,
     /// New pods of this node get an address of it: it is enabled and its node selector holds.
     pub serves_this_node: bool,
+    /// Ranges of it that no pod receives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<IpNet>,
     /// Another CNI plugin gives its addresses out, and leads packets to them: no route of ours is for them.
     #[serde(default)]
     pub external: bool,

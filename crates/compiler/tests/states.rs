@@ -49,6 +49,7 @@ fn cluster(this: &str) -> NodeIntent {
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            reserved: Vec::new(),
             external: false,
         };
         intent.pools.insert(name.parse().unwrap(), pool);

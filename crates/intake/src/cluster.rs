@@ -7,6 +7,7 @@ mod parts;
 mod peerings;
 mod services;
 
+pub(crate) use addresses::reserved;
 pub use addresses::{block, egress, pool, service_cidrs};
 pub use nodes::{is_importable_namespace, node, node_network};
 pub use parts::{NamespacePart, NodePart, ServicePart};

@@ -110,7 +110,7 @@ fn give(name: &str, pool: &Pool, node: &str, only_first: bool, free: &mut Free, 
             let used = blocks.allocated.get(&block.cidr).copied().unwrap_or(0);
             (
                 count + 1,
-                spare + usable_addresses(&block.cidr).saturating_sub(u128::try_from(used).unwrap_or(0)),
+                spare + usable_addresses(&block.cidr, pool).saturating_sub(u128::try_from(used).unwrap_or(0)),
             )
         });
         let enough = if only_first { count > 0 } else { spare >= few_free(pool) };
@@ -126,10 +126,22 @@ fn give(name: &str, pool: &Pool, node: &str, only_first: bool, free: &mut Free, 
     }
 }
 
-/// Addresses of a block that pods can have: all but the node's own.
-fn usable_addresses(block: &IpNet) -> u128 {
-    let bits = u32::from(block.max_prefix_len() - block.prefix_len());
-    1u128.checked_shl(bits).unwrap_or(u128::MAX) - 1
+/// Addresses of a block that pods can have: all but the node's own and the reserved ones.
+fn usable_addresses(block: &IpNet, pool: &Pool) -> u128 {
+    let own = IpNet::from(block.network());
+    if pool.reserved.iter().any(|range| range.contains(block)) {
+        return 0;
+    }
+    let inside = pool.reserved.iter().filter(|range| block.contains(*range));
+    let (reserved, holds_own) = inside
+        .fold((0, false), |(count, holds), range| (count + addresses(range), holds || range.contains(&own)));
+    addresses(block).saturating_sub(reserved).saturating_sub(u128::from(!holds_own))
+}
+
+/// How many there are, as far as that fits 128 bits.
+pub(crate) fn addresses(network: &IpNet) -> u128 {
+    let bits = u32::from(network.max_prefix_len() - network.prefix_len());
+    1u128.checked_shl(bits).unwrap_or(u128::MAX)
 }
 
 /// Small blocks never reach [`FEW_FREE`]; for them a quarter of a block is few.

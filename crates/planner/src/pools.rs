@@ -9,7 +9,7 @@ use isthmus_api::v1alpha1::{Allocation, IPPoolStatus};
 use jiff::Timestamp;
 use kube::core::SelectorExt;
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, addresses};
 use crate::conditions::{self, Progress, is};
 use crate::plan::{Kind, ObjectKey, Plan};
 use crate::snapshot::{Pool, Problem, Snapshot};
@@ -126,17 +126,18 @@ pub(crate) fn statuses(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &Blocks
             ),
             blocks: i32::try_from(held.len()).unwrap_or(i32::MAX),
             allocated: held.iter().filter_map(|block| blocks.allocated.get(&block.cidr)).sum(),
-            capacity: seen.value.as_ref().ok().map(|pool| capacity(&pool.cidr)),
+            capacity: seen.value.as_ref().ok().map(capacity),
         };
         plan.status(ObjectKey::cluster(Kind::IpPool, name), &status);
     }
 }
 
-/// Number of addresses, exactly as long as that fits 128 bits.
-fn capacity(cidr: &IpNet) -> String {
-    let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
+/// Number of addresses that are not reserved, exactly as long as that fits 128 bits.
+fn capacity(pool: &Pool) -> String {
+    let bits = u32::from(pool.cidr.max_prefix_len() - pool.cidr.prefix_len());
+    let reserved = || pool.reserved.iter().map(addresses).fold(0, u128::saturating_add);
     1u128
         .checked_shl(bits)
         .filter(|_| bits < 128)
-        .map_or_else(|| format!("2^{bits}"), |count| count.to_string())
+        .map_or_else(|| format!("2^{bits}"), |count| count.saturating_sub(reserved()).to_string())
 }

@@ -154,6 +154,8 @@ pub struct Pool {
     pub block_prefix: u8,
     /// Nodes that may use it.
     pub nodes: Selector,
+    /// Ranges of it that no pod receives, none within another.
+    pub reserved: Vec<IpNet>,
     /// No new blocks are given out.
     pub disabled: bool,
     /// Who gives its addresses out.

@@ -41,6 +41,8 @@ pub enum Shortage {
 pub struct Ipam {
     /// Blocks that addresses may come from, and their pools.
     blocks: BTreeMap<IpNet, String>,
+    /// Ranges that no pod receives.
+    reserved: Vec<IpNet>,
     used: BTreeSet<IpAddr>,
     /// Released addresses and when that was.
     cooling: BTreeMap<IpAddr, Instant>,
@@ -49,10 +51,12 @@ pub struct Ipam {
 }
 
 impl Ipam {
-    /// Replaces the blocks. Addresses in use stay in use, also outside of them.
-    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>) {
+    /// Replaces the blocks, and the ranges of them that no pod receives. Addresses in use stay in use, also outside of the blocks
+    /// and inside of the ranges.
+    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>, reserved: Vec<IpNet>) {
         self.cursors.retain(|block, _| blocks.contains_key(block));
         self.blocks = blocks;
+        self.reserved = reserved;
     }
 
     /// Takes an address out of the blocks of a family.
@@ -96,8 +100,9 @@ impl Ipam {
     fn next_free(&self, v6: bool) -> Option<IpAddr> {
         self.blocks_of(v6).find_map(|block| {
             let start = self.cursors.get(block).copied().unwrap_or_else(|| mesh_address(block));
-            // Each step meets a taken address or ends: the search is no longer than what is taken, whatever the block's size.
-            let steps = self.used.len() + self.cooling.len() + 2;
+            // Each step meets a taken address, leaps a reserved range or ends: the search is no longer than what is taken, whatever
+            // the block's size.
+            let steps = self.used.len() + self.cooling.len() + self.reserved.len() + 2;
             let mut candidate = start;
             for _ in 0..=steps {
                 candidate = successor(block, candidate);
@@ -106,6 +111,12 @@ impl Ipam {
                 }
                 if candidate == start {
                     break;
+                }
+                if let Some(range) = self.reserved.iter().find(|range| range.contains(&candidate)) {
+                    if range.contains(block) {
+                        break;
+                    }
+                    candidate = range.broadcast();
                 }
             }
             None
@@ -122,7 +133,10 @@ impl Ipam {
     }
 
     fn is_free(&self, block: &IpNet, address: IpAddr) -> bool {
-        block.contains(&address) && address != mesh_address(block) && !self.used.contains(&address)
+        block.contains(&address)
+            && address != mesh_address(block)
+            && !self.used.contains(&address)
+            && !self.reserved.iter().any(|range| range.contains(&address))
     }
 
     fn shortage(&self, v6: bool) -> Shortage {
@@ -154,7 +168,10 @@ mod tests {
 
     fn ipam(blocks: &[&str]) -> Ipam {
         let mut ipam = Ipam::default();
-        ipam.set_blocks(blocks.iter().map(|block| (block.parse().unwrap(), "pods".to_owned())).collect());
+        ipam.set_blocks(
+            blocks.iter().map(|block| (block.parse().unwrap(), "pods".to_owned())).collect(),
+            Vec::new(),
+        );
         ipam
     }
 
@@ -186,6 +203,45 @@ mod tests {
         let now = Instant::now();
         let given: Vec<String> = (0..2).map(|_| ipam.allocate(false, now).unwrap().to_string()).collect();
         assert_eq!(given, ["10.1.0.1", "10.1.0.65"]);
+    }
+
+    #[test]
+    fn reserved_ranges_are_leapt_over_wherever_they_lie() {
+        let given = |block: &str, reserved: &[&str], v6: bool| {
+            let mut ipam = Ipam::default();
+            let reserved = reserved.iter().map(|range| range.parse().unwrap()).collect();
+            ipam.set_blocks([(block.parse().unwrap(), "pods".to_owned())].into(), reserved);
+            let now = Instant::now();
+            std::iter::from_fn(|| ipam.allocate(v6, now).ok())
+                .take(4)
+                .map(|a| a.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            given("10.1.0.0/29", &["10.1.0.0/30"], false),
+            ["10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.7"]
+        );
+        assert_eq!(given("10.1.0.0/29", &["10.1.0.4/30", "10.1.0.2/32"], false), ["10.1.0.1", "10.1.0.3"]);
+        assert_eq!(
+            given("fd00::/64", &["fd00::/65", "fd00:0:0:0:8000::/120"], true)[0],
+            "fd00::8000:0:0:100"
+        );
+        for whole in ["10.1.0.0/29", "10.1.0.0/24"] {
+            assert_eq!(given("10.1.0.0/29", &[whole], false), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_later_stays_with_who_has_it() {
+        let mut ipam = ipam(&["10.1.0.0/29"]);
+        let now = Instant::now();
+        let first = ipam.allocate(false, now).unwrap();
+        ipam.set_blocks(ipam.blocks.clone(), vec!["10.1.0.0/30".parse().unwrap()]);
+        assert_eq!(ipam.usage().values().sum::<usize>(), 1);
+        assert_eq!(ipam.allocate(false, now).unwrap().to_string(), "10.1.0.4");
+        ipam.release(first, now);
+        let left = std::iter::from_fn(|| ipam.allocate(false, now).ok()).count();
+        assert_eq!(left, 3, "what was given back is not given again");
     }
 
     #[test]

@@ -156,8 +156,8 @@ impl Ledger {
     }
 
     /// Replaces the node's blocks.
-    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>) {
-        self.ipam.set_blocks(blocks);
+    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>, reserved: Vec<IpNet>) {
+        self.ipam.set_blocks(blocks, reserved);
     }
 
     /// Gives addresses of the wanted families (`v6` each) to an interface, or those that it has already.

@@ -48,6 +48,16 @@ pub(crate) fn block_fits_pool(schema: &mut Schema) {
     );
 }
 
+/// What is reserved lies in the pool.
+pub(crate) fn reserved_in_pool(schema: &mut Schema) {
+    rule_at(
+        schema,
+        ".reserved",
+        "!isCIDR(self.cidr) || !has(self.reserved) || self.reserved.all(range, !isCIDR(range) || cidr(self.cidr).containsCIDR(range))",
+        "each range has to lie in the pool's cidr",
+    );
+}
+
 /// Whom we dial must prove an identity that we know beforehand, and a pin once set stays.
 pub(crate) fn pinned(schema: &mut Schema) {
     let at = ".identity";

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Encapsulation","type":"string","priority":1,"jsonPath":".spec.encapsulation"}"#
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(transform = shape::block_fits_pool)]
+#[schemars(transform = shape::block_fits_pool, transform = shape::reserved_in_pool)]
 pub struct IPPoolSpec {
     /// Addresses of the pool in CIDR notation, IPv4 or IPv6, such as `10.1.0.0/16`. Cannot change; create a second pool
     /// instead.
@@ -51,6 +51,11 @@ pub struct IPPoolSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::selector)]
     pub node_selector: Option<LabelSelector>,
+    /// Ranges of the pool in CIDR notation that no pod receives, such as `10.1.0.0/24` or `10.1.3.7/32`. A pod that has one of
+    /// their addresses already keeps it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(64, shape::cidr))]
+    pub reserved: Vec<String>,
     /// No new blocks and addresses are given out from the pool while true. Pods keep theirs.
     #[serde(default)]
     pub disabled: bool,

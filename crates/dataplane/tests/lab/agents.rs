@@ -187,6 +187,7 @@ fn intent(here: usize, gateways: BTreeMap<String, RemoteGateway>, key_generation
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            reserved: Vec::new(),
             external: false,
         };
         intent.pools.insert(name.parse().unwrap(), pool);

@@ -43,7 +43,22 @@ fn pool_wish(spec: &IPPoolSpec) -> Result<Pool, Problem> {
         return Err(wrong(format!("blockSize {block_prefix} is too large a block; give {shortest} or more")));
     }
     let nodes = selector(spec.node_selector.as_ref(), "nodeSelector")?;
-    Ok(Pool { cidr, block_prefix, nodes, disabled: spec.disabled, allocation: spec.allocation })
+    let reserved = reserved(spec, &cidr)?;
+    Ok(Pool { cidr, block_prefix, nodes, reserved, disabled: spec.disabled, allocation: spec.allocation })
+}
+
+/// What no pod of the pool receives, none within another.
+pub(crate) fn reserved(spec: &IPPoolSpec, pool: &IpNet) -> Result<Vec<IpNet>, Problem> {
+    let mut ranges = Vec::new();
+    for text in &spec.reserved {
+        let range = network(text)?;
+        if !pool.contains(&range) {
+            let message = format!("reserved: {range} does not lie in {pool}; give ranges of the pool");
+            return Err(Problem { reason: "InvalidReserved", message });
+        }
+        ranges.push(range);
+    }
+    Ok(IpNet::aggregate(&ranges))
 }
 
 /// A network in CIDR notation without bits beyond its prefix.
@@ -139,6 +154,19 @@ mod tests {
         let problem = wish("10.1.0.0/16", Some(12)).unwrap_err();
         assert_eq!(problem.reason, "InvalidBlockSize");
         assert!(problem.message.contains("16 to 31"), "{}", problem.message);
+    }
+
+    #[test]
+    fn reserved_ranges_lie_in_the_pool_and_are_counted_once() {
+        let wish = |reserved: &[&str]| {
+            let reserved = reserved.iter().map(|text| (*text).to_owned()).collect();
+            pool_wish(&IPPoolSpec { cidr: "10.1.0.0/16".to_owned(), reserved, ..IPPoolSpec::default() })
+        };
+        let once = wish(&["10.1.0.0/25", "10.1.0.128/25", "10.1.0.7/32"]).unwrap().reserved;
+        assert_eq!(once, ["10.1.0.0/24".parse().unwrap()]);
+        let problem = wish(&["10.2.0.0/24"]).unwrap_err();
+        assert_eq!((problem.reason, problem.message.contains("10.2.0.0/24")), ("InvalidReserved", true));
+        assert_eq!(wish(&["fd00::/64"]).unwrap_err().reason, "InvalidReserved");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use kube::core::SelectorExt;
 
 use super::egress::selector;
 use super::{NodeObjects, Problem, accept};
+use crate::cluster::reserved;
 
 /// The operator's verdict, found again: of pools that overlap the oldest is in force, and one without blocks never takes
 /// addresses that are a node's or a peer's. A pool with blocks stays, whatever comes later.
@@ -92,7 +93,8 @@ fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<P
     let external = object.spec.allocation != Allocation::Isthmus;
     let serves_this_node = !external && !object.spec.disabled && nodes.matches(&labels);
     let nat_outgoing = !external && object.spec.nat_outgoing;
-    Ok(Pool { cidr, encapsulation, nat_outgoing, serves_this_node, external })
+    let reserved = reserved(&object.spec, &cidr).map_err(|problem| problem.message)?;
+    Ok(Pool { cidr, encapsulation, nat_outgoing, serves_this_node, reserved, external })
 }
 
 pub(super) fn blocks(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {

@@ -18,6 +18,7 @@ fn pool(cidr: &str, block_prefix: u8) -> Pool {
         nodes: Selector::default(),
         disabled: false,
         allocation: Allocation::Isthmus,
+        reserved: Vec::new(),
     }
 }
 
@@ -55,6 +56,18 @@ fn report(snapshot: &mut Snapshot, node: &str, usages: &[(&str, i64)]) {
 
 fn names(blocks: &Blocks) -> Vec<(&str, &str)> {
     blocks.held.iter().map(|(name, block)| (name.as_str(), block.node.as_str())).collect()
+}
+
+#[test]
+fn what_is_reserved_of_a_block_is_no_pods() {
+    let usable = |reserved: &[&str]| {
+        let reserved = reserved.iter().map(|range| range.parse().unwrap()).collect();
+        usable_addresses(&"10.1.0.0/29".parse().unwrap(), &Pool { reserved, ..pool("10.1.0.0/16", 29) })
+    };
+    assert_eq!(usable(&[]), 7);
+    assert_eq!(usable(&["10.1.0.0/30"]), 4, "the node's own is among them");
+    assert_eq!(usable(&["10.1.0.4/30", "10.9.0.0/16"]), 3);
+    assert_eq!(usable(&["10.1.0.0/24"]), 0);
 }
 
 #[test]

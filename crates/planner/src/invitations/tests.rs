@@ -32,6 +32,7 @@ fn east() -> Snapshot {
         nodes: Selector::default(),
         disabled: false,
         allocation: Default::default(),
+        reserved: Vec::new(),
     };
     snapshot.pools.insert("v4".to_owned(), seen(pool, 0));
     let invitation = Invitation {

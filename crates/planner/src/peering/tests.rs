@@ -43,6 +43,7 @@ fn east(peerings: &[(&str, Peering)]) -> Snapshot {
         nodes: Selector::default(),
         disabled: false,
         allocation: Default::default(),
+        reserved: Vec::new(),
     };
     snapshot.pools.insert("v4".to_owned(), seen(pool, 0));
     for name in ["a", "b"] {

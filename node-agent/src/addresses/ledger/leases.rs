@@ -130,7 +130,7 @@ mod tests {
 
     fn ledger(path: &std::path::Path) -> Ledger {
         let mut ledger = Ledger::open(path, &BTreeMap::new());
-        ledger.set_blocks([("10.1.0.0/26".parse().unwrap(), "four".to_owned())].into());
+        ledger.set_blocks([("10.1.0.0/26".parse().unwrap(), "four".to_owned())].into(), Vec::new());
         ledger
     }
 

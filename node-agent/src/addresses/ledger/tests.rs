@@ -13,7 +13,7 @@ fn both() -> BTreeSet<bool> {
 fn ledger(path: &Path, links: &BTreeMap<LinkName, String>) -> Ledger {
     let mut ledger = Ledger::open(path, links);
     let blocks = [("10.1.0.0/29", "four"), ("fd00:1::/125", "six")];
-    ledger.set_blocks(blocks.map(|(cidr, pool)| (cidr.parse().unwrap(), pool.to_owned())).into());
+    ledger.set_blocks(blocks.map(|(cidr, pool)| (cidr.parse().unwrap(), pool.to_owned())).into(), Vec::new());
     ledger
 }
 
@@ -106,7 +106,7 @@ fn a_name_that_does_not_fit_the_kernels_alias_costs_no_address() {
 fn nothing_is_kept_of_an_add_that_got_only_one_of_two_families() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
-    ledger.set_blocks([("10.1.0.0/29".parse().unwrap(), "four".to_owned())].into());
+    ledger.set_blocks([("10.1.0.0/29".parse().unwrap(), "four".to_owned())].into(), Vec::new());
     let error = ledger.give(&key("a"), ("", ""), &both(), Instant::now()).unwrap_err();
     assert!(matches!(error, LedgerError::Shortage(Shortage::NoBlock { family: "IPv6", .. })), "{error}");
     assert_eq!(ledger.usage().values().sum::<usize>(), 0);
