@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Traffic between two of ours.
 
+use std::time::SystemTime;
+
 use isthmus_testkit::{Lab, within};
 
 use crate::side::{PATIENCE, PORT, Program, Side, hosts, pair};
@@ -59,6 +61,11 @@ fn a_pre_shared_key_changes_under_traffic_and_nothing_is_lost() {
     share(&west, &east, 1);
     east.reaches("10.8.0.2");
     let handshake: u64 = east.shown("latest-handshakes").parse().unwrap();
+    // wg tells whole seconds: the next handshake shall not lie in the same one.
+    within(PATIENCE, || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        if now > handshake { Ok(()) } else { Err(format!("it is {now}")) }
+    });
     let flow = std::thread::scope(|scope| {
         let flow = scope.spawn(|| east.ping("10.8.0.2", "-c 400 -i 0.01 -W 10"));
         share(&east, &west, 2);
