@@ -65,7 +65,7 @@ pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
         let external = intent.pools.values().filter(|pool| pool.external);
         prefixes(&mut ruleset, EXTERNAL, external.map(|pool| pool.cidr));
     }
-    chained_links(facts, &mut ruleset);
+    chained_links(intent, facts, &mut ruleset);
     let chained = !facts.chained.is_empty();
     let chains = [
         ("guard", Hook::Prerouting, -350, ChainKind::Filter, guard(chained)),
@@ -102,12 +102,16 @@ fn link_sources<'a>(
     ruleset.sets.insert(named(name, true), Set::LinkSourcesV6(v6));
 }
 
-fn chained_links(facts: &NodeFacts, ruleset: &mut Ruleset) {
+fn chained_links(intent: &NodeIntent, facts: &NodeFacts, ruleset: &mut Ruleset) {
     if facts.chained.is_empty() {
         return;
     }
+    // By a bridge that is the node's uplink as well come other nodes' tunnels and probes.
+    let uplinks: BTreeSet<&LinkName> =
+        intent.own_addresses().iter().filter_map(|own| facts.link_of(*own)).collect();
     let links = |all: bool| {
-        let links = facts.chained.iter().filter(|chained| all || chained.alone);
+        let apart = facts.chained.iter().filter(|chained| !uplinks.contains(&chained.link));
+        let links = apart.filter(|chained| all || chained.alone);
         Set::Links(links.map(|chained| chained.link.clone()).collect())
     };
     ruleset.sets.insert(CHAINED.to_owned(), links(true));

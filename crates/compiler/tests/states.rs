@@ -168,6 +168,15 @@ fn a_node_whose_pods_another_plugin_made() {
 }
 
 #[test]
+fn a_bridge_that_is_the_nodes_uplink_as_well_lets_other_nodes_tunnels_in() {
+    let (intent, mut facts) = chained(cluster("n1"));
+    facts.chained[0].link = link("eth0");
+    let sets = compile(&intent, &facts).nft.sets;
+    let apart = Set::Links([link("veth1"), link("veth2")].into());
+    assert_eq!(sets["chained"], apart);
+}
+
+#[test]
 fn no_route_of_ours_is_for_addresses_that_another_plugin_gives_out() {
     let (intent, facts) = chained(with_peer(cluster("n1"), &["n1"]));
     let desired = compile(&intent, &facts);
