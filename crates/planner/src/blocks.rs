@@ -71,15 +71,20 @@ fn reported(snapshot: &Snapshot) -> BTreeMap<IpNet, i64> {
     usages.filter_map(|usage| Some((usage.cidr.parse().ok()?, usage.allocated))).collect()
 }
 
-/// A block goes when its node is gone, or when nobody wants it there any more and its node reports it empty.
+/// A block goes when its node is gone, or when nobody wants it there any more and its node reports it empty. One that was a
+/// node's pod CIDR goes when it is that no longer: who gives the addresses out then gives them to another node.
 fn keep_or_release(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &mut Blocks) {
     for (name, seen) in &snapshot.blocks {
         let Ok(block) = &seen.value else { continue };
         let node = snapshot.nodes.get(&block.node);
         let wanted = matches!(usable.get(block.pool.as_str()), Some(Ok(pool))
             if node.is_some_and(|node| pool.nodes.matches(&node.labels)));
-        let empty = blocks.allocated.get(&block.cidr) == Some(&0);
-        if node.is_none() || (!wanted && empty) {
+        let pool = snapshot.pools.get(&block.pool).and_then(|pool| pool.value.as_ref().ok());
+        let taken_over = pool.is_some_and(|pool| pool.allocation == Allocation::PodCIDRs);
+        let not_its_any_more = taken_over && node.is_some_and(|node| !node.pod_cidrs.contains(&block.cidr));
+        // Of what another plugin gives out a node need not report anything.
+        let empty = blocks.allocated.get(&block.cidr).map_or(taken_over, |used| *used == 0);
+        if node.is_none() || not_its_any_more || (!wanted && empty) {
             blocks.released.insert(name.clone());
         } else {
             blocks.held.insert(name.clone(), block.clone());

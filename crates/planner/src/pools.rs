@@ -17,8 +17,8 @@ use crate::snapshot::{Pool, Problem, Snapshot};
 /// Each pool by name: usable, or why not.
 pub(crate) type Usable<'a> = BTreeMap<&'a str, Result<&'a Pool, Problem>>;
 
-/// A pool whose blocks are in use stays in force, whatever comes later: of two that overlap the older one, and a new pool
-/// never takes addresses that are a node's, a Service's or a peer's.
+/// A pool whose blocks are in use stays in force, whatever comes later, and so does one in force that another plugin gives out: of two
+/// that overlap the older one, and a new pool never takes addresses that are a node's, a Service's or a peer's.
 pub(crate) fn usable(snapshot: &Snapshot) -> Usable<'_> {
     let mut by_age: Vec<_> = snapshot.pools.iter().collect();
     by_age.sort_by_key(|(name, seen)| (seen.created, name.as_str()));
@@ -29,8 +29,8 @@ pub(crate) fn usable(snapshot: &Snapshot) -> Usable<'_> {
     for (name, seen) in by_age {
         let verdict = seen.value.as_ref().map_err(Clone::clone).and_then(|pool| {
             let conflict = older_pool(&taken, pool).or_else(|| {
-                let is_new = !in_use.contains(name.as_str());
-                is_new.then(|| occupied(snapshot, seen.created, pool)).flatten()
+                let stays = in_use.contains(name.as_str()) || (is_external(pool) && was_ready(&seen.status));
+                (!stays).then(|| occupied(snapshot, seen.created, pool)).flatten()
             });
             conflict.map_or(Ok(pool), Err)
         });
@@ -40,6 +40,15 @@ pub(crate) fn usable(snapshot: &Snapshot) -> Usable<'_> {
         verdicts.insert(name, verdict);
     }
     verdicts
+}
+
+fn is_external(pool: &Pool) -> bool {
+    pool.allocation == Allocation::External
+}
+
+/// What the status says of it now.
+fn was_ready(status: &IPPoolStatus) -> bool {
+    status.conditions.iter().any(|one| one.type_ == READY && one.status == "True")
 }
 
 fn older_pool(taken: &[(&str, IpNet)], pool: &Pool) -> Option<Problem> {

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use isthmus_api::condition::READY;
 use isthmus_api::v1alpha1::{Allocation, Encapsulation as ApiEncapsulation, IPBlock, IPPool};
 use isthmus_compiler::{Block, Encapsulation, NodeIntent, Pool};
 use isthmus_model::ids::PoolName;
@@ -14,7 +15,8 @@ use super::{NodeObjects, Problem, accept};
 use crate::cluster::reserved;
 
 /// The operator's verdict, found again: of pools that overlap the oldest is in force, and one without blocks never takes
-/// addresses that are a node's or a peer's. A pool with blocks stays, whatever comes later.
+/// addresses that are a node's or a peer's. A pool with blocks stays, whatever comes later; so does one in
+/// force that another plugin gives out, and that never has blocks.
 pub(super) fn pools(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {
     let mut by_age: Vec<_> = objects.pools.iter().collect();
     by_age.sort_by_key(|(name, object)| {
@@ -23,7 +25,7 @@ pub(super) fn pools(objects: &NodeObjects, intent: &mut NodeIntent, problems: &m
     for (name, object) in by_age {
         let label = || format!("IPPool/{name}");
         let Some(pool) = accept(pool(object, objects, intent), label, problems) else { continue };
-        let in_use = objects.blocks.values().any(|block| block.spec.pool == *name);
+        let in_use = objects.blocks.values().any(|block| block.spec.pool == *name) || was_external(object);
         let free = if in_use { Ok(()) } else { unoccupied(&pool.cidr, objects, intent) };
         if accept(free, label, problems).is_none() {
             continue;
@@ -32,6 +34,12 @@ pub(super) fn pools(objects: &NodeObjects, intent: &mut NodeIntent, problems: &m
         leave_out_addresses(&pool.cidr, intent, problems);
         intent.pools.insert(name, pool);
     }
+}
+
+fn was_external(pool: &IPPool) -> bool {
+    let mut conditions = pool.status.iter().flat_map(|status| &status.conditions);
+    pool.spec.allocation == Allocation::External
+        && conditions.any(|one| one.type_ == READY && one.status == "True")
 }
 
 fn overlap(one: &IpNet, other: &IpNet) -> bool {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+use isthmus_api::condition::{self, READY, Wanted};
 use isthmus_api::v1alpha1::{
-    ClusterPeering, ClusterPeeringSpec, ClusterPeeringStatus, EgressPolicy, EgressPolicySpec, IPBlock,
-    IPBlockSpec, IPPool, IPPoolSpec, RemoteGateway,
+    Allocation, ClusterPeering, ClusterPeeringSpec, ClusterPeeringStatus, EgressPolicy, EgressPolicySpec,
+    IPBlock, IPBlockSpec, IPPool, IPPoolSpec, IPPoolStatus, RemoteGateway,
 };
 use k8s_openapi::api::core::v1::{Namespace, NodeAddress, NodeStatus, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 
 use super::*;
 
@@ -88,6 +89,22 @@ fn a_node_that_comes_with_an_address_of_a_pool_in_use_ends_nothing_but_that_addr
     assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.18.0.3"]);
     assert_eq!(problems[0].object, "Node/n2");
     assert!(problems[0].message.contains("10.1.0.9 lies in the pool 10.1.0.0/16"), "{problems:?}");
+}
+
+#[test]
+fn a_node_that_comes_with_an_address_of_another_plugins_pool_does_not_end_it_once_it_is_in_force() {
+    let mut objects = objects();
+    let mut pool = pool("172.18.0.0/24");
+    pool.spec.allocation = Allocation::External;
+    for (ready, pools) in [(false, 1), (true, 2)] {
+        let wanted = Wanted { kind: READY, status: Some(ready), reason: "X", message: String::new() };
+        let mut status = IPPoolStatus::default();
+        let time = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        condition::set(&mut status.conditions, &wanted, None, &time);
+        pool.status = Some(status);
+        objects.pools.insert("net".into(), pool.clone());
+        assert_eq!(intake_of(&objects).0.pools.len(), pools, "Ready is {ready}");
+    }
 }
 
 #[test]

@@ -180,6 +180,23 @@ fn a_pool_in_use_stays_in_force_when_a_node_comes_with_one_of_its_addresses() {
 }
 
 #[test]
+fn another_plugins_pool_in_force_stays_when_a_node_comes_with_one_of_its_addresses() {
+    let external = Pool { allocation: Allocation::External, ..pool("10.1.0.0/16", 26) };
+    for ready in [false, true] {
+        let mut snapshot = occupied(&[("p", external.clone())]);
+        let conditions = &mut snapshot.pools.get_mut("p").unwrap().status.conditions;
+        *conditions = conditions::updated(
+            &[],
+            &[is(READY, ready, "X", "")],
+            Progress::Settled,
+            None,
+            Timestamp::UNIX_EPOCH,
+        );
+        assert_eq!(pools::usable(&snapshot)["p"].is_ok(), ready);
+    }
+}
+
+#[test]
 fn a_pool_whose_selector_matches_no_node_says_so() {
     let mut picky = pool("10.1.0.0/16", 26);
     picky.nodes = Selector::from_iter([("name".to_owned(), "z".to_owned())]);
@@ -252,4 +269,29 @@ fn another_plugins_pool_gives_nodes_their_pod_cidrs_as_blocks_or_nothing() {
         assert_eq!(cidrs, held, "{allocation:?}");
         assert!(blocks.held.values().all(|block| block.node == "a") && blocks.wanting.is_empty());
     }
+}
+
+#[test]
+fn a_pod_cidr_that_is_another_nodes_now_is_no_block_of_the_first() {
+    let its = |snapshot: &mut Snapshot, node: &str, cidrs: &[&str]| {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        snapshot.nodes.get_mut(node).unwrap().pod_cidrs = cidrs;
+    };
+    let theirs = Pool { allocation: Allocation::PodCIDRs, ..pool("10.244.0.0/16", 26) };
+    let mut snapshot = cluster(&["a", "b"], &[("p", theirs)]);
+    its(&mut snapshot, "a", &["10.244.1.0/24"]);
+    let mut snapshot = applied(snapshot);
+    report(&mut snapshot, "a", &[("10.244.1.0/24", 3)]);
+    assert_eq!(names(&assigned(&snapshot)), [("p-10-244-1-0-24", "a")]);
+
+    its(&mut snapshot, "a", &["10.244.2.0/24"]);
+    assert_eq!(names(&assigned(&snapshot)), [("p-10-244-2-0-24", "a")], "whatever it reports");
+    its(&mut snapshot, "b", &["10.244.1.0/24"]);
+    let mut moved = applied(snapshot);
+    assert_eq!(names(&assigned(&moved)), [("p-10-244-1-0-24", "b"), ("p-10-244-2-0-24", "a")]);
+
+    let picky = Selector::from_iter([("name".to_owned(), "a".to_owned())]);
+    moved.node_networks.clear();
+    moved.pools.get_mut("p").unwrap().value.as_mut().unwrap().nodes = picky;
+    assert_eq!(names(&assigned(&moved)), [("p-10-244-2-0-24", "a")], "b reports nothing of it");
 }
