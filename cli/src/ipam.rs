@@ -7,7 +7,7 @@ mod nodes;
 use anyhow::{Result, bail};
 use futures::{StreamExt, stream};
 use ipnet::IpNet;
-use isthmus_api::v1alpha1::{IPBlock, IPPool};
+use isthmus_api::v1alpha1::{Allocation, IPBlock, IPPool};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
@@ -108,13 +108,18 @@ async fn facts(client: Client) -> Result<Facts> {
     let net = |text: &str| text.parse::<IpNet>().ok();
     Ok(Facts {
         nodes,
-        pools: pools.iter().filter_map(|pool| net(&pool.spec.cidr)).collect(),
+        pools: pools.iter().filter(gives_out).filter_map(|pool| net(&pool.spec.cidr)).collect(),
         blocks: blocks
             .into_iter()
             .filter_map(|block| Some((net(&block.spec.cidr)?, block.spec.node)))
             .collect(),
         pods: pods(client).await?,
     })
+}
+
+/// Addresses of other pools are given out by another plugin, and are in no journal of ours.
+fn gives_out(pool: &&IPPool) -> bool {
+    pool.spec.allocation == Allocation::Isthmus
 }
 
 /// The DaemonSet's node selector.
@@ -171,5 +176,22 @@ async fn free_or_why(client: Client, finding: &Finding, attachment: &Attachment)
     match agents.get(&finding.node) {
         Some(agent) => nodes::release(client, agent, attachment).await,
         None => bail!("no agent runs there"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_api::v1alpha1::IPPoolSpec;
+
+    use super::*;
+
+    #[test]
+    fn only_what_isthmus_gives_out_is_looked_for_in_its_journals() {
+        for (allocation, looked_for) in
+            [(Allocation::Isthmus, true), (Allocation::PodCIDRs, false), (Allocation::External, false)]
+        {
+            let pool = IPPool::new("p", IPPoolSpec { allocation, ..Default::default() });
+            assert_eq!(gives_out(&&pool), looked_for);
+        }
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 pub(crate) struct Facts {
     /// Pods that have or will get an address of ours: on a node, not on its own network, not ended.
     pub(crate) pods: Vec<PodSeen>,
-    /// Addresses of all pools.
+    /// Addresses of the pools that Isthmus gives out.
     pub(crate) pools: Vec<IpNet>,
     /// Blocks, and the nodes that hold them.
     pub(crate) blocks: BTreeMap<IpNet, String>,
@@ -134,7 +134,10 @@ fn lost(facts: &Facts, node: &str, held: &Held, has_link: bool) -> Option<Findin
             Kind::Leaked,
             "its pod is gone and its link is not: the container runtime has not called DEL; look for the container there",
         ),
-        (None, false) => (Kind::Leaked, "its pod and its link are gone; --fix gives it back"),
+        (None, false) => (
+            Kind::Leaked,
+            "its pod is gone and no link of ours is there; --fix gives it back, unless another plugin made the link: then DEL or GC of its network does",
+        ),
         (Some(pod), false) if others(pod, held) => (
             Kind::Stale,
             "an earlier container of the pod held it and its link is gone; the runtime's GC or DEL gives it back",

@@ -30,11 +30,18 @@ pub fn dump(journal: &Path, links: &PodLinks) -> anyhow::Result<NodeAddresses> {
 /// Has the agent behind `socket` give back what `key` holds, by the DEL that its runtime did not call.
 ///
 /// # Errors
-/// Its link is still in the kernel: then somebody may use the addresses. Or the agent refuses or is not there.
+/// Its link is still in the kernel, or is another plugin's and not seen: then somebody may use the addresses. Or the agent refuses or is
+/// not there.
 pub fn release(journal: &Path, links: &PodLinks, key: &AttachmentKey, socket: &Path) -> anyhow::Result<()> {
     let Some(attachment) = read(journal)?.remove(key) else {
         bail!("container {} holds nothing by {}: it was given back already", key.container, key.ifname);
     };
+    if let Some(lease) = &attachment.lease {
+        bail!(
+            "another plugin made its link, and the container may be alive: DEL or GC of the network {} gives it back",
+            lease.network
+        );
+    }
     if links.list().context("list pods' links")?.contains_key(&attachment.link) {
         bail!("its link {} is in the kernel: the container may be alive", attachment.link);
     }
