@@ -44,6 +44,28 @@ fn find(request: &Request, plugin: &str) -> Result<PathBuf, String> {
         return Err(format!("{plugin:?} is no name of a plugin"));
     }
     let paths = request.var("CNI_PATH").unwrap_or_default();
-    let mut files = env::split_paths(paths).map(|directory| directory.join(plugin));
+    // A relative one would be another for each directory that a runtime happens to run in.
+    let directories = env::split_paths(paths).filter(|directory| directory.is_absolute());
+    let mut files = directories.map(|directory| directory.join(plugin));
     files.find(|file| file.is_file()).ok_or_else(|| format!("no plugin {plugin} in CNI_PATH {paths:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_absolute_directories_of_cni_path_are_searched() {
+        let found = |paths: &str| {
+            let env = vec![("CNI_PATH".to_owned(), paths.to_owned())];
+            find(&Request { env, stdin: Vec::new() }, "Cargo.toml")
+        };
+        // Tests run in the directory of the package.
+        assert!(PathBuf::from("Cargo.toml").is_file());
+        for relative in ["", ".", "../cni", ":."] {
+            assert!(found(relative).is_err(), "{relative:?}");
+        }
+        let absolute = env!("CARGO_MANIFEST_DIR");
+        assert_eq!(found(&format!(".:{absolute}")).unwrap(), PathBuf::from(absolute).join("Cargo.toml"));
+    }
 }

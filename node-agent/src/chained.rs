@@ -66,16 +66,26 @@ enum Record {
 pub struct Registry {
     pods: BTreeMap<AttachmentKey, Chained>,
     journal: Journal,
+    /// Why the journal could not be written when that was tried last.
+    unwritable: Option<String>,
 }
 
 impl Registry {
     /// Reads the journal; `links` are the node's links with their indices. A pod whose link is gone is gone.
     pub fn open(path: &Path, links: &BTreeMap<LinkName, u32>) -> Self {
         let (journal, recovery) = Journal::open::<Record>(path);
-        let mut registry = Self { pods: replay(recovery), journal };
+        if recovery.damaged > 0 || recovery.torn_bytes > 0 {
+            tracing::warn!(
+                damaged = recovery.damaged,
+                torn_bytes = recovery.torn_bytes,
+                "the journal of chained pods was repaired"
+            );
+        }
+        let mut registry = Self { pods: replay(recovery), journal, unwritable: None };
         registry.pods.retain(|_, pod| is_there(pod, links));
         if let Err(error) = registry.compact() {
             tracing::warn!(%error, "the journal of chained pods could not be rewritten");
+            registry.unwritable = Some(error.to_string());
         }
         registry
     }
@@ -83,7 +93,7 @@ impl Registry {
     /// Records a pod, in place of what was known of it.
     pub fn join(&mut self, key: &AttachmentKey, pod: Chained) -> Result<(), JournalError> {
         if self.pods.get(key) != Some(&pod) {
-            self.journal.append(&Record::Joined { key: key.clone(), pod: pod.clone() })?;
+            self.append(&Record::Joined { key: key.clone(), pod: pod.clone() })?;
             self.pods.insert(key.clone(), pod);
         }
         Ok(())
@@ -93,7 +103,7 @@ impl Registry {
     /// at the next start, when its link is gone.
     pub fn leave(&mut self, key: &AttachmentKey) -> bool {
         let known = self.pods.remove(key).is_some();
-        let written = if known { self.journal.append(&Record::Left { key: key.clone() }) } else { Ok(()) };
+        let written = if known { self.append(&Record::Left { key: key.clone() }) } else { Ok(()) };
         let full = self.journal.records() > self.pods.len() + SLACK_RECORDS;
         if let Err(error) = written.and_then(|()| if full { self.compact() } else { Ok(()) }) {
             tracing::error!(%error, "that a chained pod left is not on disk yet");
@@ -132,6 +142,22 @@ impl Registry {
         let mut facts: Vec<_> = self.pods.values().map(Chained::facts).collect();
         facts.sort();
         facts
+    }
+
+    /// Whether a pod could be recorded now; why not, otherwise.
+    pub fn readiness(&self) -> Result<(), String> {
+        self.unwritable.clone().map_or(Ok(()), Err)
+    }
+
+    /// Tries whether the journal can be written, so that STATUS knows before an ADD fails.
+    pub fn probe_journal(&mut self) {
+        self.unwritable = self.journal.probe().err().map(|error| error.to_string());
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        let appended = self.journal.append(record);
+        self.unwritable = appended.as_ref().err().map(ToString::to_string);
+        appended
     }
 
     fn compact(&mut self) -> Result<(), JournalError> {
@@ -193,6 +219,17 @@ mod tests {
         // The link of b is gone; that of c is another of its name.
         let registry = Registry::open(&path, &links(&[("v1", 7), ("v3", 8), ("v4", 7)]));
         assert_eq!(registry.pods().keys().collect::<Vec<_>>(), [&key("a")]);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_known_before_a_pod_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut registry = Registry::open(&directory.path().join("chained"), &links(&[]));
+        registry.probe_journal();
+        assert_eq!(registry.readiness(), Ok(()));
+        drop(directory);
+        registry.probe_journal();
+        assert!(registry.readiness().unwrap_err().contains("neither full nor read-only"));
     }
 
     #[test]

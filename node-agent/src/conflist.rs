@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub struct Conflist {
     pub plugins: PathBuf,
     /// Ours comes behind another plugin.
     chained: bool,
+    /// No other plugin's configuration was there at the last look.
+    missing: Arc<AtomicBool>,
     /// What was written behind another plugin's last.
     written: Arc<Mutex<Option<String>>>,
     /// What the installed portmap plugin speaks, once it was asked.
@@ -74,7 +77,14 @@ const ANSWER_MAX_BYTES: usize = 64 << 10;
 impl Conflist {
     /// A configuration in `directory`, of plugins in `plugins`.
     pub fn new(directory: PathBuf, plugins: PathBuf) -> Self {
-        Self { directory, plugins, chained: false, written: Arc::default(), portmap: Arc::default() }
+        Self {
+            directory,
+            plugins,
+            chained: false,
+            missing: Arc::default(),
+            written: Arc::default(),
+            portmap: Arc::default(),
+        }
     }
 
     /// The same, behind the plugin whose configuration is the first in the directory but for ours.
@@ -108,8 +118,8 @@ impl Conflist {
     /// Brings the file to what it shall be, atomically. It may wait for a plugin's answer.
     ///
     /// # Errors
-    /// The directory cannot be written: then the file stays as it was. No other plugin's configuration is there for ours to
-    /// come behind: then there is none of ours either.
+    /// The directory cannot be written, or ours cannot be put behind the other plugin's configuration: then the file stays as it
+    /// was. No other plugin's configuration is there for ours to come behind: at the second look in a row ours goes, too.
     pub fn ensure(&self) -> io::Result<Ensured> {
         let wanted = if self.chained { self.behind_primary()? } else { content(self.portmap_version()) };
         let found = match fs::read(self.file()) {
@@ -134,16 +144,21 @@ impl Conflist {
 
     /// The list of the plugin before ours, with ours.
     fn behind_primary(&self) -> io::Result<String> {
-        let found = chained::primary(&self.directory, &FILE_NAMES).and_then(|(path, list)| {
-            let first = path.file_name().is_some_and(|name| name < OsStr::new(CHAINED_FILE_NAME));
-            let why = || format!("runtimes take {} before {CHAINED_FILE_NAME}; rename it", path.display());
-            if first { Err(io::Error::other(why())) } else { Ok(format!("{list:#}\n")) }
-        });
-        if found.is_err() {
-            // It would have runtimes call a plugin that is gone.
-            remove_if_there(&self.file())?;
-        }
-        found
+        let found = chained::primary(&self.directory, &FILE_NAMES)?;
+        let missing_before = self.missing.swap(found.is_none(), Ordering::Relaxed);
+        let Some((path, list)) = found else {
+            // Ours would have runtimes call a plugin that is gone. One that writes its file anew may only be between two.
+            if missing_before {
+                remove_if_there(&self.file())?;
+            }
+            return Err(io::Error::other(format!(
+                "isthmus-cni comes behind another plugin, and {} has no configuration of one: there is none yet",
+                self.directory.display()
+            )));
+        };
+        let first = path.file_name().is_some_and(|name| name < OsStr::new(CHAINED_FILE_NAME));
+        let why = || format!("runtimes take {} before {CHAINED_FILE_NAME}; rename it", path.display());
+        if first { Err(io::Error::other(why())) } else { Ok(format!("{list:#}\n")) }
     }
 
     /// Whether we wrote this. An agent that has just started takes whatever ends with ours for what the one before it wrote.
@@ -334,7 +349,15 @@ mod tests {
         fs::write(&primary, list("bridge").to_string()).unwrap();
         let next = Conflist::new(directory.path().into(), directory.path().into()).chained();
         assert_eq!(next.ensure().unwrap(), Ensured::Written);
+        let before = fs::read(next.file()).unwrap();
+        for unfinished in ["", "{\"cniVersion\": \"1.0"] {
+            fs::write(&primary, unfinished).unwrap();
+            assert!(next.ensure().is_err() && next.ensure().is_err());
+            assert_eq!(fs::read(next.file()).unwrap(), before, "the other plugin is writing its own");
+        }
         fs::remove_file(&primary).unwrap();
+        assert!(next.ensure().is_err());
+        assert_eq!(fs::read(next.file()).unwrap(), before, "it may be between two files");
         assert!(next.ensure().is_err());
         assert!(!next.file().exists(), "runtimes would call a plugin that is gone");
         fs::write(directory.path().join("00-a.conflist"), list("ptp").to_string()).unwrap();

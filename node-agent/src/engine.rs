@@ -432,7 +432,11 @@ impl Engine {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(PROBE_JOURNAL_TICKS) {
             let node = self.wiring.node.clone();
-            let _ = spawn_blocking(move || node.ledger().probe_journal()).await;
+            let probe = move || {
+                node.ledger().probe_journal();
+                node.chained().probe_journal();
+            };
+            let _ = spawn_blocking(probe).await;
         }
         if self.ticks.is_multiple_of(ORPHANS_TICKS) {
             let node = self.wiring.node.clone();

@@ -102,6 +102,9 @@ impl Node {
     pub fn readiness(&self) -> Result<(), String> {
         let view = self.view();
         view.blocked.map_or(Ok(()), Err)?;
+        if view.chained {
+            self.chained().readiness()?;
+        }
         if view.chained && view.families.is_empty() {
             // Whether the other plugin has an address left is its to say.
             return Ok(());

@@ -36,6 +36,15 @@ pub enum Shortage {
     },
 }
 
+/// How an address is put on its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// As /32 or /128.
+    Alone,
+    /// With its block's length: the IPv4 block's last address is then the broadcast address (RFC 919, section 7).
+    Subnet,
+}
+
 /// Addresses of this node's blocks.
 #[derive(Debug, Default)]
 pub struct Ipam {
@@ -60,10 +69,9 @@ impl Ipam {
     }
 
     /// Takes an address out of the blocks of a family.
-    pub fn allocate(&mut self, v6: bool, now: Instant) -> Result<IpAddr, Shortage> {
+    pub fn allocate(&mut self, v6: bool, usage: Use, now: Instant) -> Result<IpAddr, Shortage> {
         self.cooling.retain(|_, since| now.saturating_duration_since(*since) < COOL_DOWN);
-        let address =
-            self.next_free(v6).or_else(|| self.longest_cooling(v6)).ok_or_else(|| self.shortage(v6))?;
+        let address = self.candidate(v6, usage).ok_or_else(|| self.shortage(v6))?;
         self.cooling.remove(&address);
         self.used.insert(address);
         Ok(address)
@@ -89,24 +97,28 @@ impl Ipam {
     }
 
     /// Whether an address of the family can be given at `now`.
-    pub fn can_allocate(&self, v6: bool) -> bool {
-        self.next_free(v6).or_else(|| self.longest_cooling(v6)).is_some()
+    pub fn can_allocate(&self, v6: bool, usage: Use) -> bool {
+        self.candidate(v6, usage).is_some()
+    }
+
+    fn candidate(&self, v6: bool, usage: Use) -> Option<IpAddr> {
+        self.next_free(v6, usage).or_else(|| self.longest_cooling(v6, usage))
     }
 
     fn blocks_of(&self, v6: bool) -> impl Iterator<Item = &IpNet> {
         self.blocks.keys().filter(move |block| matches!(block, IpNet::V6(_)) == v6)
     }
 
-    fn next_free(&self, v6: bool) -> Option<IpAddr> {
+    fn next_free(&self, v6: bool, usage: Use) -> Option<IpAddr> {
         self.blocks_of(v6).find_map(|block| {
             let start = self.cursors.get(block).copied().unwrap_or_else(|| mesh_address(block));
-            // Each step meets a taken address, leaps a reserved range or ends: the search is no longer than what is taken, whatever
+            // Each step meets a taken address or the block's ends, leaps a reserved range or ends: the search is no longer than what is taken, whatever
             // the block's size.
-            let steps = self.used.len() + self.cooling.len() + self.reserved.len() + 2;
+            let steps = self.used.len() + self.cooling.len() + self.reserved.len() + 3;
             let mut candidate = start;
             for _ in 0..=steps {
                 candidate = successor(block, candidate);
-                if self.is_free(block, candidate) && !self.cooling.contains_key(&candidate) {
+                if self.is_free(block, candidate, usage) && !self.cooling.contains_key(&candidate) {
                     return Some(candidate);
                 }
                 if candidate == start {
@@ -123,8 +135,8 @@ impl Ipam {
         })
     }
 
-    fn longest_cooling(&self, v6: bool) -> Option<IpAddr> {
-        let inside = |address: &IpAddr| self.blocks_of(v6).any(|block| self.is_free(block, *address));
+    fn longest_cooling(&self, v6: bool, usage: Use) -> Option<IpAddr> {
+        let inside = |address: &IpAddr| self.blocks_of(v6).any(|block| self.is_free(block, *address, usage));
         self.cooling
             .iter()
             .filter(|(address, _)| inside(address))
@@ -132,9 +144,10 @@ impl Ipam {
             .map(|(a, _)| *a)
     }
 
-    fn is_free(&self, block: &IpNet, address: IpAddr) -> bool {
+    fn is_free(&self, block: &IpNet, address: IpAddr, usage: Use) -> bool {
         block.contains(&address)
             && address != mesh_address(block)
+            && !(usage == Use::Subnet && is_broadcast(block, address))
             && !self.used.contains(&address)
             && !self.reserved.iter().any(|range| range.contains(&address))
     }
@@ -149,6 +162,11 @@ impl Ipam {
             Shortage::Exhausted { family, pools: names }
         }
     }
+}
+
+/// A /31 has none (RFC 3021).
+fn is_broadcast(block: &IpNet, address: IpAddr) -> bool {
+    address.is_ipv4() && block.prefix_len() < 31 && address == block.broadcast()
 }
 
 /// The address behind `address` in the block, the first one behind the last.
@@ -179,9 +197,10 @@ mod tests {
     fn the_first_address_of_a_block_is_the_nodes_and_no_pods() {
         let mut ipam = ipam(&["10.1.0.0/30"]);
         let now = Instant::now();
-        let given: Vec<String> = (0..3).map(|_| ipam.allocate(false, now).unwrap().to_string()).collect();
+        let given: Vec<String> =
+            (0..3).map(|_| ipam.allocate(false, Use::Alone, now).unwrap().to_string()).collect();
         assert_eq!(given, ["10.1.0.1", "10.1.0.2", "10.1.0.3"]);
-        let error = ipam.allocate(false, now).unwrap_err();
+        let error = ipam.allocate(false, Use::Alone, now).unwrap_err();
         assert_eq!(error, Shortage::Exhausted { family: "IPv4", pools: "pods".into() });
         assert!(error.to_string().contains("IPPool pods"), "{error}");
     }
@@ -190,18 +209,19 @@ mod tests {
     fn a_released_address_cools_down_while_others_are_free_and_is_used_when_none_is() {
         let mut ipam = ipam(&["10.1.0.0/30"]);
         let now = Instant::now();
-        let first = ipam.allocate(false, now).unwrap();
+        let first = ipam.allocate(false, Use::Alone, now).unwrap();
         ipam.release(first, now);
-        assert_ne!(ipam.allocate(false, now).unwrap(), first);
-        assert_ne!(ipam.allocate(false, now).unwrap(), first);
-        assert_eq!(ipam.allocate(false, now).unwrap(), first, "better early than not at all");
+        assert_ne!(ipam.allocate(false, Use::Alone, now).unwrap(), first);
+        assert_ne!(ipam.allocate(false, Use::Alone, now).unwrap(), first);
+        assert_eq!(ipam.allocate(false, Use::Alone, now).unwrap(), first, "better early than not at all");
     }
 
     #[test]
     fn a_further_block_serves_when_the_first_is_full() {
         let mut ipam = ipam(&["10.1.0.0/31", "10.1.0.64/31"]);
         let now = Instant::now();
-        let given: Vec<String> = (0..2).map(|_| ipam.allocate(false, now).unwrap().to_string()).collect();
+        let given: Vec<String> =
+            (0..2).map(|_| ipam.allocate(false, Use::Alone, now).unwrap().to_string()).collect();
         assert_eq!(given, ["10.1.0.1", "10.1.0.65"]);
     }
 
@@ -212,7 +232,7 @@ mod tests {
             let reserved = reserved.iter().map(|range| range.parse().unwrap()).collect();
             ipam.set_blocks([(block.parse().unwrap(), "pods".to_owned())].into(), reserved);
             let now = Instant::now();
-            std::iter::from_fn(|| ipam.allocate(v6, now).ok())
+            std::iter::from_fn(|| ipam.allocate(v6, Use::Alone, now).ok())
                 .take(4)
                 .map(|a| a.to_string())
                 .collect::<Vec<_>>()
@@ -235,12 +255,12 @@ mod tests {
     fn what_is_reserved_later_stays_with_who_has_it() {
         let mut ipam = ipam(&["10.1.0.0/29"]);
         let now = Instant::now();
-        let first = ipam.allocate(false, now).unwrap();
+        let first = ipam.allocate(false, Use::Alone, now).unwrap();
         ipam.set_blocks(ipam.blocks.clone(), vec!["10.1.0.0/30".parse().unwrap()]);
         assert_eq!(ipam.usage().values().sum::<usize>(), 1);
-        assert_eq!(ipam.allocate(false, now).unwrap().to_string(), "10.1.0.4");
+        assert_eq!(ipam.allocate(false, Use::Alone, now).unwrap().to_string(), "10.1.0.4");
         ipam.release(first, now);
-        let left = std::iter::from_fn(|| ipam.allocate(false, now).ok()).count();
+        let left = std::iter::from_fn(|| ipam.allocate(false, Use::Alone, now).ok()).count();
         assert_eq!(left, 3, "what was given back is not given again");
     }
 
@@ -248,8 +268,11 @@ mod tests {
     fn a_huge_block_is_searched_in_as_many_steps_as_addresses_are_taken() {
         let mut ipam = ipam(&["fd00::/64"]);
         let now = Instant::now();
-        assert_eq!(ipam.allocate(true, now).unwrap().to_string(), "fd00::1");
-        assert!(matches!(ipam.allocate(false, now), Err(Shortage::NoBlock { family: "IPv4", .. })));
+        assert_eq!(ipam.allocate(true, Use::Alone, now).unwrap().to_string(), "fd00::1");
+        assert!(matches!(
+            ipam.allocate(false, Use::Alone, now),
+            Err(Shortage::NoBlock { family: "IPv4", .. })
+        ));
     }
 
     proptest! {
@@ -260,7 +283,7 @@ mod tests {
             for take in takes {
                 now += Duration::from_secs(1);
                 if take || held.is_empty() {
-                    match ipam.allocate(false, now) {
+                    match ipam.allocate(false, Use::Alone, now) {
                         Ok(address) => {
                             prop_assert!(!held.contains(&address), "{address} given twice");
                             held.push(address);

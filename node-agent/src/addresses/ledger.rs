@@ -18,7 +18,7 @@ use leases::is_held;
 
 pub use leases::Lease;
 
-use super::ipam::{Ipam, Shortage};
+use super::ipam::{Ipam, Shortage, Use};
 use super::journal::{Journal, JournalError, Recovery};
 
 /// The journal is rewritten when it holds this many records more than there are attachments.
@@ -160,7 +160,10 @@ impl Ledger {
         self.ipam.set_blocks(blocks, reserved);
     }
 
-    /// Gives addresses of the wanted families (`v6` each) to an interface, or those that it has already.
+    /// Gives addresses of the wanted families (`v6` each) to an interface of ours, or those that it has already.
+    ///
+    /// # Errors
+    /// `Mixed` where the node's addresses serve another network; no address is free; the journal cannot be written.
     pub fn give(
         &mut self,
         key: &AttachmentKey,
@@ -168,12 +171,24 @@ impl Ledger {
         families: &BTreeSet<bool>,
         now: Instant,
     ) -> Result<Attachment, LedgerError> {
+        self.serves(None)?;
+        self.give_as(key, pod, families, Use::Alone, now)
+    }
+
+    fn give_as(
+        &mut self,
+        key: &AttachmentKey,
+        pod: (&str, &str),
+        families: &BTreeSet<bool>,
+        usage: Use,
+        now: Instant,
+    ) -> Result<Attachment, LedgerError> {
         if let Some(attachment) = self.attachments.get(key) {
             return Ok(attachment.clone());
         }
         let mut addresses = Vec::new();
         for v6 in families {
-            match self.ipam.allocate(*v6, now) {
+            match self.ipam.allocate(*v6, usage, now) {
                 Ok(address) => addresses.push(address),
                 Err(shortage) => {
                     self.take_back(&addresses, now);
@@ -261,8 +276,10 @@ impl Ledger {
         if families.is_empty() {
             return Err("no enabled IPPool applies to this node; create one".to_owned());
         }
+        let leases = self.attachments.values().any(|to| to.lease.is_some());
+        let usage = if leases { Use::Subnet } else { Use::Alone };
         for v6 in families {
-            if !self.ipam.can_allocate(*v6) {
+            if !self.ipam.can_allocate(*v6, usage) {
                 let family = if *v6 { "IPv6" } else { "IPv4" };
                 return Err(format!(
                     "no free {family} address on this node; see `kubectl get ippools,ipblocks`"

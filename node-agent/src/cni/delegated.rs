@@ -178,3 +178,41 @@ fn one_of_each(addresses: &[IpAddr]) -> Result<(), Error> {
     let msg = "the ipam plugin gave several addresses of one family, and isthmus-cni takes one of each";
     Err(Error::new(code::INVALID_CONFIG, msg))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use isthmus_kernel::PodLinks;
+    use serde_json::json;
+
+    use super::super::call::Role;
+    use super::*;
+    use crate::addresses::Ledger;
+    use crate::chained::Registry;
+    use crate::node::Node;
+
+    #[tokio::test]
+    async fn while_another_plugins_gc_runs_calls_of_containers_are_served() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&directory.path().join("journal"), &BTreeMap::new());
+        let chained = Registry::open(&directory.path().join("chained"), &BTreeMap::new());
+        let links = PodLinks::open().unwrap();
+        let (node, _advances) = Node::new(Arc::default(), links, ledger, chained, Arc::default());
+        let workshop = Workshop::new(node);
+        let (runner, mut asked) = mpsc::channel(1);
+        let runner = Runner(runner);
+        let config = json!({ "cniVersion": "1.1.0", "name": "isthmus", "type": "isthmus-cni",
+            "ipam": { "type": "host-local" }, "cni.dev/valid-attachments": [] });
+        let config = NetConf::parse(config.to_string().as_bytes()).unwrap();
+        let other = async {
+            let wanted = asked.recv().await.unwrap();
+            assert_eq!(wanted.command, "GC");
+            assert!(workshop.all.try_read().is_ok(), "ADD would wait for it");
+            wanted.answer.send(Ok(Delegated { exit_code: 0, stdout: Vec::new() })).unwrap();
+        };
+        let (served, ()) = tokio::join!(workshop.call(Role::Cni, Call::Gc, &config, &runner), other);
+        assert!(served.outcome.is_ok());
+    }
+}

@@ -29,6 +29,7 @@ impl Workshop {
             }
             Call::Check(target) => self.check_lease(&target, config).map(|()| Vec::new()),
             Call::Gc => {
+                let _alone = self.all.write().await;
                 let gone = self.stale_leases(config)?;
                 for key in &gone {
                     self.give_back(key).await;

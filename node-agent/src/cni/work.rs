@@ -182,6 +182,7 @@ impl Workshop {
 
     pub(super) async fn gc(&self, config: &NetConf) -> Result<(), Error> {
         let stays = stays(config)?;
+        let _alone = self.all.write().await;
         let mut gone: Vec<AttachmentKey> = Vec::new();
         if config.name() == NETWORK {
             let ledger = self.node.ledger();

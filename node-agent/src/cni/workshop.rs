@@ -16,11 +16,12 @@ use crate::addresses::AttachmentKey;
 use crate::conflist::NETWORK;
 use crate::node::Node;
 
-/// Serialises calls of one container; GC runs alone.
+/// Serialises calls of one container; GC of what is ours runs alone.
 pub(crate) struct Workshop {
     pub(super) node: Arc<Node>,
     containers: Mutex<BTreeMap<String, Weak<AsyncMutex<()>>>>,
-    all: RwLock<()>,
+    /// GC writes, what it must not run beside reads.
+    pub(super) all: RwLock<()>,
     /// Attachments whose ADD the runtime has the result of, as far as this agent was told.
     pub(super) told: Mutex<BTreeSet<AttachmentKey>>,
 }
@@ -55,11 +56,8 @@ impl Workshop {
     pub(crate) async fn call(&self, role: Role, call: Call, config: &NetConf, runner: &Runner) -> Served {
         let unheld = |outcome| Served { outcome, added: None };
         match &call {
-            Call::Gc => {
-                let _alone = self.all.write().await;
-                unheld(self.work(role, call, config, runner).await)
-            }
-            Call::Status => unheld(self.work(role, call, config, runner).await),
+            // GC takes its lock itself: it must not be held while another plugin's GC runs.
+            Call::Gc | Call::Status => unheld(self.work(role, call, config, runner).await),
             Call::Add(Target { key, .. }) | Call::Check(Target { key, .. }) | Call::Del(key) => {
                 let container = self.container(&key.container);
                 let added = matches!(call, Call::Add(_)).then(|| key.clone());

@@ -13,23 +13,22 @@ use serde_json::{Map, Value, json};
 const MAX_BYTES: u64 = 1 << 20;
 const OURS: &str = "isthmus-cni";
 
-/// Another plugin's configuration: the first that a runtime would take if ours were not there.
+/// Another plugin's configuration: the first that a runtime would take if ours were not there, and none if there is none.
 ///
 /// # Errors
-/// None is there, or none that ours can be put behind; which, and why.
-pub(super) fn primary(directory: &Path, own: &[&str]) -> io::Result<(PathBuf, Value)> {
-    let mut refused = Vec::new();
+/// Ours cannot be put behind it, perhaps since it is just being written; why.
+pub(super) fn primary(directory: &Path, own: &[&str]) -> io::Result<Option<(PathBuf, Value)>> {
     for path in candidates(directory, own)? {
         match read(&path).and_then(|bytes| behind(&bytes)) {
-            Ok(list) => return Ok((path, list)),
-            Err(why) => refused.push(format!("{}: {why}", path.display())),
+            Ok(Some(list)) => return Ok(Some((path, list))),
+            Ok(None) => {}
+            Err(why) => {
+                let why = format!("isthmus-cni cannot come behind {}: {why}", path.display());
+                return Err(io::Error::other(why));
+            }
         }
     }
-    let why = if refused.is_empty() { "there is none yet".to_owned() } else { refused.join("; ") };
-    Err(io::Error::other(format!(
-        "isthmus-cni comes behind another plugin, and {} has no configuration of one: {why}",
-        directory.display()
-    )))
+    Ok(None)
 }
 
 /// What runtimes read, in their order (libcni, ConfFiles).
@@ -54,8 +53,9 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     if bytes.len() as u64 > MAX_BYTES { Err("it is longer than 1 MiB".to_owned()) } else { Ok(bytes) }
 }
 
-/// A list, or a single plugin's configuration, as a list with ours at its end. All else stays as it is.
-fn behind(primary: &[u8]) -> Result<Value, String> {
+/// A list, or a single plugin's configuration, as a list with ours at its end. All else stays as it is. None for that of the
+/// loopback interface.
+fn behind(primary: &[u8]) -> Result<Option<Value>, String> {
     let value: Value = serde_json::from_slice(primary).map_err(|error| error.to_string())?;
     let Value::Object(mut list) = value else { return Err("it is no JSON object".to_owned()) };
     if list.contains_key("type") && !list.contains_key("plugins") {
@@ -73,14 +73,14 @@ fn behind(primary: &[u8]) -> Result<Value, String> {
     let kinds: Vec<&str> = plugins.iter().filter_map(|plugin| plugin["type"].as_str()).collect();
     match kinds.first() {
         None => return Err("it lists no plugins".to_owned()),
-        Some(&"loopback") => return Err("it is that of the loopback interface".to_owned()),
+        Some(&"loopback") => return Ok(None),
         Some(_) if kinds.contains(&OURS) => {
             return Err(format!("it names {OURS} itself; take that out, the agent puts it there"));
         }
         Some(_) => {}
     }
     plugins.push(json!({ "type": OURS }));
-    Ok(Value::Object(list))
+    Ok(Some(Value::Object(list)))
 }
 
 /// A list of one plugin (libcni, ConfListFromConf).
@@ -104,7 +104,7 @@ pub(super) fn has_our_shape(found: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn merged(primary: Value) -> Result<Value, String> {
+    fn merged(primary: Value) -> Result<Option<Value>, String> {
         behind(primary.to_string().as_bytes())
     }
 
@@ -115,14 +115,14 @@ mod tests {
             {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}]});
         let mut expected = azure.clone();
         expected["plugins"].as_array_mut().unwrap().push(json!({"type": "isthmus-cni"}));
-        assert_eq!(merged(azure).unwrap(), expected);
+        assert_eq!(merged(azure).unwrap().unwrap(), expected);
         assert!(has_our_shape(expected.to_string().as_bytes()));
     }
 
     #[test]
     fn a_single_plugins_configuration_becomes_a_list_of_its_name_and_version() {
         let conf = json!({"cniVersion": "1.0.0", "name": "n", "type": "ptp", "ipam": {"type": "host-local"}});
-        let list = merged(conf.clone()).unwrap();
+        let list = merged(conf.clone()).unwrap().unwrap();
         assert_eq!(
             (&list["name"], &list["cniVersion"], &list["plugins"][0]),
             (&json!("n"), &json!("1.0.0"), &conf)
@@ -139,7 +139,6 @@ mod tests {
             (list(json!("0.2.0"), ptp.clone()), "0.2.0"),
             (list(Value::Null, ptp), "0.1.0"),
             (list(json!("1.0.0"), json!([])), "no plugins"),
-            (list(json!("1.0.0"), json!([{"type": "loopback"}])), "loopback"),
             (list(json!("1.0.0"), json!([{"type": "ptp"}, {"type": "isthmus-cni"}])), "itself"),
             (json!([]), "no JSON object"),
         ] {

@@ -11,7 +11,7 @@ use isthmus_compiler::pod_link;
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
 
-use super::{Attachment, AttachmentKey, Ledger, LedgerError, Record};
+use super::{Attachment, AttachmentKey, Ledger, LedgerError, Record, Use};
 
 /// Addresses that another plugin asked for and put on a link of its own. That link is not known here: what tells that a
 /// container is gone is DEL, GC, or the next boot.
@@ -39,7 +39,7 @@ impl Ledger {
         self.is_free(key)?;
         self.serves(Some(network))?;
         // On disk it is first an attachment without link, which no start keeps: nobody was told of it.
-        let given = self.give(key, pod, families, now)?;
+        let given = self.give_as(key, pod, families, Use::Subnet, now)?;
         let lease = Some(Lease { network: network.to_owned(), boot: boot() });
         let to = Attachment { lease, ..given };
         if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
@@ -156,6 +156,31 @@ mod tests {
         let (mut journal, _) = Journal::open::<Record>(&path);
         journal.append(&Record::Given { key: key("a"), to: other }).unwrap();
         assert!(ledger(&path).attachments().is_empty());
+    }
+
+    #[test]
+    fn a_pod_of_ours_that_asks_after_a_lease_was_given_gets_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(&directory.path().join("journal"));
+        let (four, now) = (BTreeSet::from([false]), Instant::now());
+        ledger.lease(&key("a"), ("", ""), &four, "n", now).unwrap();
+        for container in ["a", "b"] {
+            let mixed = ledger.give(&key(container), ("", ""), &four, now);
+            assert!(matches!(mixed, Err(LedgerError::Mixed(_))), "{container}: {mixed:?}");
+        }
+    }
+
+    #[test]
+    fn no_lease_is_the_broadcast_address_of_its_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(&directory.path().join("journal"));
+        ledger.set_blocks([("10.1.0.0/30".parse().unwrap(), "four".to_owned())].into(), Vec::new());
+        let (four, now) = (BTreeSet::from([false]), Instant::now());
+        let mut lease = |container: &str| ledger.lease(&key(container), ("", ""), &four, "n", now);
+        let given = ["a", "b"].map(|container| lease(container).unwrap()[0].0.to_string());
+        assert_eq!(given, ["10.1.0.1", "10.1.0.2"]);
+        assert!(matches!(lease("c"), Err(LedgerError::Shortage(_))));
+        assert!(ledger.readiness(&four).is_err(), "STATUS says what ADD would");
     }
 
     #[test]
