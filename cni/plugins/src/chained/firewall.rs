@@ -171,7 +171,7 @@ fn all() -> impl Iterator<Item = Chain> {
 }
 
 fn delete(request: &Request) -> Result<(), Error> {
-    all().map(|chain| chain.delete_own(request)).fold(Ok(()), Result::and)
+    all().map(|chain| chain.delete_own(request).map(drop)).fold(Ok(()), Result::and)
 }
 
 /// The plugin.

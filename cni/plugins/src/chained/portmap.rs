@@ -173,10 +173,10 @@ fn end_stale(config: &Config, ips: &[&Ip]) -> Result<(), Error> {
     if !config.mappings.iter().any(|one| one.protocol == "udp") {
         return Ok(());
     }
-    let own = Net::here()?.all_addresses()?;
+    let to_node = to_node()?;
     let pods = first_of_each_family(ips);
     conntrack::end_where(|one| {
-        own.contains(&one.to.ip())
+        to_node(one.to.ip())
             && config.mappings.iter().any(|mapping| {
                 let at = mapping.host_ip.is_none_or(|host| host.is_unspecified() || host == one.to.ip());
                 let right = pods.contains(&one.answers.ip()) && one.answers.port() == mapping.container_port;
@@ -185,19 +185,28 @@ fn end_stale(config: &Config, ips: &[&Ip]) -> Result<(), Error> {
     })
 }
 
-/// Connections of UDP that lead to the pod from another address end with its rules.
+/// Whether an address is the node's own, as the entrances ask.
+fn to_node() -> Result<impl Fn(IpAddr) -> bool, Error> {
+    let own = Net::here()?.all_addresses()?;
+    Ok(move |to: IpAddr| to.is_loopback() || own.contains(&to))
+}
+
+/// Connections of UDP that lead to the pod from an address of the node end with its rules.
 fn end_own(request: &Request) -> Result<(), Error> {
     let Some(result) = request.config.prev_result()? else { return Ok(()) };
     let pods: Vec<IpAddr> = own_ips(request, &result)?.iter().map(|ip| ip.address.addr()).collect();
-    conntrack::end_where(|one| pods.contains(&one.answers.ip()) && one.to.ip() != one.answers.ip())
+    let to_node = to_node()?;
+    conntrack::end_where(|one| pods.contains(&one.answers.ip()) && to_node(one.to.ip()))
 }
 
 /// The plugin.
 pub(crate) struct Portmap;
 
-fn delete(request: &Request) -> Result<(), Error> {
+/// Deletes the attachment's rules. Says whether a port of UDP was mapped.
+fn delete(request: &Request) -> Result<bool, Error> {
     let returns = RETURNS.delete_own(request);
-    PORTS.delete_own(request).and(returns)
+    let ports = PORTS.delete_own(request)?;
+    returns.map(|_| ports.iter().any(|rule| rule.is_of("udp")))
 }
 
 impl Plugin for Portmap {
@@ -225,9 +234,11 @@ impl Plugin for Portmap {
 
     /// Without runtimeConfig too, which DEL need not have: whatever rules the attachment has go.
     fn del(&self, request: &Request) -> Result<(), Error> {
-        let deleted = nft::unless_missing(delete(request));
-        let _ = end_own(request);
-        deleted
+        let mapped = delete(request);
+        if mapped == Ok(true) {
+            let _ = end_own(request);
+        }
+        nft::unless_missing(mapped.map(drop))
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {

@@ -107,16 +107,21 @@ pub(crate) struct Bond;
 
 impl Bond {
     /// Moves the members into the pod's namespace where they are not there already.
-    fn bring_members(fields: &Fields, netns: &File) -> Result<(), Error> {
+    fn bring_members(request: &Request, fields: &Fields, netns: &File) -> Result<(), Error> {
         if fields.links_in_container {
             return Ok(());
         }
-        let mut host = Net::here()?;
-        for member in &fields.links {
-            let link = host.named(&member.name, "link")?;
-            host.execute("move a link of the bond into the container", &lend(&link, netns, &member.name))?;
+        let (mut host, mut inside) = (Net::here()?, Net::inside(pod::path(request)?)?);
+        let mut links = Vec::new();
+        // Before the first one moves.
+        for Member { name } in &fields.links {
+            links.push(host.named(name, "link")?);
+            if inside.link(name)?.is_some() {
+                return Err(invalid(format!("link {name:?}: the container has an interface of this name")));
+            }
         }
-        Ok(())
+        let mut pairs = links.iter().zip(&fields.links);
+        pairs.try_for_each(|(link, member)| lend(&mut host, link, netns, &member.name))
     }
 }
 
@@ -134,7 +139,7 @@ impl Kind for Bond {
 
     fn make(&self, request: &Request, netns: &File) -> Result<(), Error> {
         let fields = Fields::of(request)?;
-        Self::bring_members(&fields, netns)?;
+        Self::bring_members(request, &fields, netns)?;
         let mut net = Net::inside(pod::path(request)?)?;
         let members: Vec<Link> =
             fields.links.iter().map(|member| net.named(&member.name, "link")).collect::<Result<_, _>>()?;
@@ -162,7 +167,7 @@ impl Kind for Bond {
             return deleted;
         };
         let mut back = |member: &Member| match net.link(&member.name)? {
-            Some(link) => lent::give_back(&mut net, &link),
+            Some(link) => lent::give_back(&mut net, &link, Some(&member.name)),
             None => Ok(()),
         };
         fields.links.iter().map(&mut back).fold(deleted, Result::and)

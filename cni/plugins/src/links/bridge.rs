@@ -225,6 +225,11 @@ fn join(request: &Request, netns: &File, fields: &Fields) -> Result<Joined, Erro
     let wanted =
         veth::Wanted { mtu: fields.mtu.unwrap_or(0), pod_mac: settings::mac(request)?, router: false };
     let port = veth::make(request, netns, &mut host, wanted)?;
+    if fields.macspoofchk {
+        // Before the pod can send: the IPAM may take its time.
+        let pod = Net::inside(pod::path(request)?)?.named(&request.ifname, "pod's interface")?;
+        spoof::add(request, &port.name, &pod.mac)?;
+    }
     host.execute("make the interface a port of the bridge", &port_requests(port.index, &bridge, fields))?;
     if let Some(vlans) = fields.vlans()? {
         vlans.apply(&mut host, port.index)?;
@@ -261,9 +266,6 @@ fn set_up(
     }
     if fields.ip_masq {
         masquerade::add(request, &result.ips)?;
-    }
-    if fields.macspoofchk {
-        spoof::add(request, &port.name, &pod.mac)?;
     }
     let bridge = host.named(&bridge.name, "bridge")?;
     let inside = pod::interface(&pod, &pod::sandbox(request));

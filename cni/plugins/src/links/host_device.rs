@@ -107,14 +107,14 @@ fn take_in(request: &Request, device: &Device) -> Result<(), Error> {
     let netns = pod::open(request)?;
     let mut host = Net::here()?;
     let link = find(device, &mut host)?;
-    host.execute("move the interface into the container", &lend(&link, &netns, &request.ifname))
+    lend(&mut host, &link, &netns, &request.ifname)
 }
 
 /// Moves the device back under its own name. What is not there, or did not come from here, is left.
 fn give_back(request: &Request) -> Result<(), Error> {
     let Some(mut inside) = pod::inside_if_there(request)? else { return Ok(()) };
     let Some(link) = inside.link(&request.ifname)? else { return Ok(()) };
-    lent::give_back(&mut inside, &link)
+    lent::give_back(&mut inside, &link, None)
 }
 
 impl HostDevice {

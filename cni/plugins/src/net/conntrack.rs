@@ -2,13 +2,18 @@
 //! Connections of UDP that the kernel follows (linux/netfilter/nfnetlink_conntrack.h): where the first packet of one went, all others go,
 //! whatever the rules say by then.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use isthmus_cni_kit::error::Error;
 use isthmus_netlink::{Answer, Request, Wire, attributes_of};
+use rtnetlink::packet_core::{NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
-use super::{Net, is_link_local, socket};
+use super::{Net, is_link_local, read_address, socket};
 use crate::failure;
 
 /// `NFNL_SUBSYS_CTNETLINK`, above the message's own number.
@@ -24,6 +29,8 @@ const NESTED: u16 = 1 << 15;
 /// `struct nfgenmsg`.
 const HEADER_LEN: usize = 4;
 const UDP: u8 = 17;
+/// With the next part of a table.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection: what its first packet was sent to, and what answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,14 +89,32 @@ impl Connection {
     }
 }
 
+/// Goes through a table as it comes: a node may have a million connections.
+fn stream(wire: &mut Wire, ask: &Request, mut each: impl FnMut(&Answer)) -> io::Result<()> {
+    let sequence = wire.advance(1);
+    let mut datagram = Vec::new();
+    ask.encode(sequence, NLM_F_DUMP, &mut datagram);
+    wire.send(&datagram)?;
+    loop {
+        let answers = wire.receive(Instant::now() + PATIENCE)?;
+        for answer in answers.iter().filter(|answer| answer.sequence == sequence) {
+            match answer.kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => answer.verdict()?,
+                _ => each(answer),
+            }
+        }
+    }
+}
+
 /// Ends the connections that the closure names, of both families. One that ended meanwhile is none.
 pub(crate) fn end_where(stale: impl Fn(&Connection) -> bool) -> Result<(), Error> {
     let mut wire = Wire::open(NETLINK_NETFILTER).map_err(|error| socket(&error))?;
     // AF_UNSPEC: all families.
     let ask = Request { kind: GET, flags: 0, body: vec![0; HEADER_LEN] };
-    let all = wire.dump(&ask).map_err(|error| socket(&error))?;
-    let ends: Vec<Request> =
-        all.iter().filter_map(Connection::read).filter(stale).map(|one| one.delete()).collect();
+    let mut ends = Vec::new();
+    let each = |answer: &Answer| ends.extend(Connection::read(answer).filter(&stale).map(|one| one.delete()));
+    stream(&mut wire, &ask, each).map_err(|error| socket(&error))?;
     let results = wire.execute(&ends).map_err(|error| socket(&error))?;
     let refused = results.into_iter().filter_map(Result::err).find(|refusal| !refusal.is_absent());
     refused.map_or(Ok(()), |refusal| Err(failure::refused("end a connection", &refusal)))
@@ -98,13 +123,12 @@ pub(crate) fn end_where(stale: impl Fn(&Connection) -> bool) -> Result<(), Error
 impl Net {
     /// Addresses of all links.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<IpAddr>, Error> {
-        let links = self.links()?;
-        let mut all = Vec::new();
-        for link in links {
-            all.extend(self.addresses(link.index)?.iter().map(|net| net.addr()));
-        }
-        all.retain(|address| !is_link_local(*address));
-        Ok(all)
+        let all = self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let addresses = all.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Some(read_address(message)?.addr()),
+            _ => None,
+        });
+        Ok(addresses.filter(|address| !is_link_local(*address)).collect())
     }
 }
 

@@ -27,6 +27,30 @@ pub(crate) struct Chain {
     pub(crate) hook: &'static str,
 }
 
+/// A rule as nft lists it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rule {
+    handle: u64,
+    comment: String,
+    expressions: Value,
+}
+
+impl Rule {
+    fn read(json: &Value) -> Option<Self> {
+        Some(Self {
+            handle: json.get("handle")?.as_u64()?,
+            comment: json.get("comment").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            expressions: json.get("expr").cloned().unwrap_or_default(),
+        })
+    }
+
+    /// Whether it looks at ports of the transport, such as `udp`.
+    pub(crate) fn is_of(&self, transport: &str) -> bool {
+        let all = self.expressions.as_array().map(Vec::as_slice).unwrap_or_default();
+        all.iter().any(|one| one["match"]["left"]["payload"]["protocol"] == transport)
+    }
+}
+
 impl Chain {
     fn place(&self) -> String {
         format!("{} {} {}", self.family, self.table, self.name)
@@ -64,8 +88,8 @@ impl Chain {
         Ok(output.status.success())
     }
 
-    /// Handles and comments of the rules. A chain that is not there has none.
-    fn rules(&self) -> Result<Vec<(u64, String)>, Error> {
+    /// The rules. A chain that is not there has none.
+    fn rules(&self) -> Result<Vec<Rule>, Error> {
         let list = ["--json", "list", "chain", self.family, self.table, self.name];
         let output = Command::new(PROGRAM)
             .args(list)
@@ -83,27 +107,23 @@ impl Chain {
         let json: Value = serde_json::from_slice(&output.stdout)
             .map_err(|error| Error::new(code::DECODING, format!("what nft lists is no JSON: {error}")))?;
         let listed = json["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let rule = |entry: &Value| {
-            let rule = entry.get("rule")?;
-            let comment = rule.get("comment").and_then(Value::as_str).unwrap_or_default();
-            Some((rule.get("handle")?.as_u64()?, comment.to_owned()))
-        };
-        Ok(listed.iter().filter_map(rule).collect())
+        Ok(listed.iter().filter_map(|entry| Rule::read(entry.get("rule")?)).collect())
     }
 
-    /// Deletes the rules whose comment is to go.
-    fn delete_where(&self, goes: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let rules = self.rules()?;
-        let lines: String = rules
-            .iter()
-            .filter(|(_, comment)| goes(comment))
-            .map(|(handle, _)| format!("delete rule {} handle {handle}\n", self.place()))
-            .collect();
-        if lines.is_empty() { Ok(()) } else { apply(&lines) }
+    /// Deletes the rules whose comment is to go, and says which.
+    fn delete_where(&self, goes: impl Fn(&str) -> bool) -> Result<Vec<Rule>, Error> {
+        let mut rules = self.rules()?;
+        rules.retain(|rule| goes(&rule.comment));
+        let delete = |rule: &Rule| format!("delete rule {} handle {}\n", self.place(), rule.handle);
+        let lines: String = rules.iter().map(delete).collect();
+        if !lines.is_empty() {
+            apply(&lines)?;
+        }
+        Ok(rules)
     }
 
-    /// Deletes the rules of the request's attachment.
-    pub(crate) fn delete_own(&self, request: &Request) -> Result<(), Error> {
+    /// Deletes the rules of the request's attachment, and says which there were.
+    pub(crate) fn delete_own(&self, request: &Request) -> Result<Vec<Rule>, Error> {
         let mark = owner::key(request);
         self.delete_where(|comment| comment == mark)
     }
@@ -111,13 +131,13 @@ impl Chain {
     /// Deletes the rules of the network that belong to no attachment to be kept.
     pub(crate) fn collect(&self, request: &Request) -> Result<(), Error> {
         let stale = Stale::of(request);
-        self.delete_where(|comment| stale.contains(comment))
+        self.delete_where(|comment| stale.contains(comment)).map(drop)
     }
 
     /// Code 102 unless the attachment has this many rules.
     pub(crate) fn check_own(&self, request: &Request, count: usize) -> Result<(), Error> {
         let mark = owner::key(request);
-        let there = self.rules()?.iter().filter(|(_, comment)| *comment == mark).count();
+        let there = self.rules()?.iter().filter(|rule| rule.comment == mark).count();
         if there == count {
             return Ok(());
         }
@@ -160,7 +180,7 @@ impl Asked {
 
     /// Deletes them.
     pub(crate) fn delete(&self, request: &Request) -> Result<(), Error> {
-        if self.wanted(request) { self.chain.delete_own(request) } else { Ok(()) }
+        if self.wanted(request) { self.chain.delete_own(request).map(drop) } else { Ok(()) }
     }
 
     /// Deletes those of no attachment to be kept.
@@ -213,6 +233,20 @@ pub(crate) fn family_of(address: std::net::IpAddr) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rule_says_which_transport_it_is_of() {
+        let rule = serde_json::json!({ "family": "inet", "handle": 7, "comment": "m", "expr": [
+            { "match": { "op": "==", "left": { "meta": { "key": "nfproto" } }, "right": "ipv4" } },
+            { "match": { "op": "==", "left": { "payload": { "protocol": "udp", "field": "dport" } }, "right": 8053 } },
+        ] });
+        let rule = Rule::read(&rule).unwrap();
+        assert_eq!(
+            (rule.handle, rule.comment.as_str(), rule.is_of("udp"), rule.is_of("tcp")),
+            (7, "m", true, false)
+        );
+        assert_eq!(Rule::read(&serde_json::json!({ "comment": "m" })), None);
+    }
 
     #[test]
     fn a_links_name_that_could_end_a_rule_is_refused() {

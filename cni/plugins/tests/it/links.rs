@@ -128,6 +128,7 @@ fn an_add_that_cannot_be_finished_leaves_neither_link_nor_lease() {
 const PROBE: &str = r#"#!/bin/sh
 cat > /dev/null
 [ "$CNI_COMMAND" = ADD ] || { echo "$CNI_COMMAND" >> "$0.seen"; exit 0; }
+nft list chain bridge isthmus_cni spoofed > "$0.guards" 2> /dev/null
 nsenter --net="$CNI_NETNS" ip -o link show "$CNI_IFNAME" >> "$0.seen" || exit 1
 [ -e "$0.fails" ] && { echo '{"code":11,"msg":"no address"}'; exit 1; }
 echo '{"cniVersion":"1.1.0","ips":[{"address":"10.77.0.2/24","gateway":"10.77.0.1"}]}'
@@ -157,6 +158,8 @@ fn the_interface_is_in_the_pod_when_addresses_are_asked_for_and_goes_when_there_
         let pod = node.pod("pod");
         let this = Pod::of("c", &pod);
         node.add(&this, &config);
+        let guards = std::fs::read_to_string(node.path[0].join("probe.guards")).unwrap();
+        assert_eq!(guards.contains("ether saddr !="), plugin == "bridge", "{plugin}: {guards}");
         node.del(&this, &config);
         std::fs::write(&fails, "").unwrap();
         assert_eq!(node.call("ADD", Some(&this), &config).unwrap_err().code, 11, "{plugin}");
@@ -215,6 +218,33 @@ fn host_device_moves_an_interface_in_and_back_under_its_name() {
         let bad = with(&json!({ "cniVersion": "1.1.0", "name": "net", "type": "host-device" }), &bad);
         assert_eq!(node.call("ADD", Some(&this), &bad).unwrap_err().code, 7, "{bad}");
     }
+}
+
+/// Also where the kernel has no bonds: members move before.
+#[test]
+fn bond_moves_no_member_into_a_pod_that_has_one_of_its_name_and_brings_them_back_after_a_failure() {
+    let Some(node) = Node::new("bond-members") else { return };
+    let (pod, far) = (node.pod("pod"), node.pod("far"));
+    for (nic, port) in [("nic0", "port0"), ("nic1", "port1")] {
+        node.lab.cable((&node.host, nic, &[]), (&far, port, &[]));
+    }
+    pod.sh("ip link add nic1 type veth peer name other");
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "net", "type": "bond", "mode": "active-backup", "ipam": { "type": "none" },
+        "links": [{ "name": "nic0" }, { "name": "nic1" }],
+    });
+    let this = Pod::of("c", &pod);
+    let refused = node.call("ADD", Some(&this), &config).unwrap_err();
+    assert!(refused.code == 7 && refused.msg.contains("nic1"), "{refused}");
+    let shown = node.host.sh("ip -o link show nic0; ip -o link show nic1");
+    assert!(shown.matches("state UP").count() == 2 && !shown.contains("alias"), "{shown}");
+    pod.sh("ip link set nic1 alias cni-host:stolen");
+    node.del(&this, &with(&config, &json!({ "ipam": {} })));
+    assert!(pod.sh("ip -o link").contains("nic1"), "an alias of another name leads nowhere");
+    pod.sh("ip link del nic1");
+    node.call("ADD", Some(&this), &config).unwrap_err();
+    assert_eq!(node.links(), ["nic0", "nic1"]);
+    assert!(!node.host.sh("ip -o link").contains("alias"));
 }
 
 #[test]

@@ -13,6 +13,8 @@ use super::wire::{Kind, Mac, Message, Options, address, code};
 const REQUESTS: u32 = 4;
 /// RFC 2131, section 4.4.5: not more often while a lease is prolonged.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
+/// Until what failed on the node is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// What a frame of Ethernet carries.
 const MAX_BYTES: u16 = 1500;
 
@@ -28,6 +30,14 @@ pub(crate) struct Identity {
     pub(crate) request: Vec<u8>,
     /// Answers shall come to everybody.
     pub(crate) broadcast: bool,
+}
+
+impl Identity {
+    /// Option 61 as the server sees it: `provide` may name another one, and a lease is given back by whom it was given to
+    /// (RFC 2131, section 4.4.6).
+    fn said_id(&self) -> &Vec<u8> {
+        self.provide.get(&code::CLIENT_ID).unwrap_or(&self.client_id)
+    }
 }
 
 /// How long the client waits before it says something again: twice as long each time.
@@ -122,6 +132,11 @@ impl Client {
         self.next
     }
 
+    /// How long to listen after a message, at most for `listen`: a short lease may be due again before.
+    pub(crate) fn listens_until(&self, now: Instant, listen: Duration) -> Instant {
+        self.next.map_or(now + listen, |next| next.min(now + listen))
+    }
+
     /// The lease that is held, and since when.
     pub(crate) fn lease(&self) -> Option<(&Lease, Instant)> {
         match &self.state {
@@ -161,8 +176,17 @@ impl Client {
                 (Some(self.broadcast(Kind::Request, options.into())), None)
             }
             State::Bound { lease, since, .. } => self.prolong(lease, since, now),
-            State::Lost(_) => (None, None),
+            State::Lost(reason) => {
+                self.next = None;
+                (None, Some(Event::Lost(reason)))
+            }
         }
+    }
+
+    /// What is due, or was done last, failed on the node: it is due again a little later, the end of a lease too.
+    pub(crate) fn postpone(&mut self, now: Instant) {
+        let later = self.next.filter(|next| *next > now).unwrap_or(now + RETRY_PAUSE);
+        self.next = Some(later);
     }
 
     fn prolong(&mut self, lease: Lease, since: Instant, now: Instant) -> (Option<Outgoing>, Option<Event>) {
@@ -253,7 +277,7 @@ impl Client {
         let (lease, _) = self.lease()?;
         let own = Options::from([
             (code::SERVER, lease.server.octets().to_vec()),
-            (code::CLIENT_ID, self.identity.client_id.clone()),
+            (code::CLIENT_ID, self.identity.said_id().clone()),
         ]);
         let message = Message {
             ciaddr: lease.address.addr(),

@@ -15,6 +15,7 @@ use isthmus_cni_kit::error::{Error, code};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
 
 use super::calls::{Ask, Call, Key, Reply, hear, say};
 use super::client::{Client, Event, Identity, Patience};
@@ -27,7 +28,9 @@ use super::wire::Mac;
 use crate::failure;
 
 /// Questions at the same time; who comes then is turned away and may ask again.
-const CALLS: usize = 256;
+const CALLS: usize = 128;
+/// After a question that could not be taken, or a thread that could not be started: something that ends makes room.
+const PAUSE: Duration = Duration::from_millis(100);
 /// A plugin says its question at once.
 const QUESTION_PATIENCE: Duration = Duration::from_secs(10);
 /// Of the first message; the pause grows from there.
@@ -92,7 +95,10 @@ fn serve(flags: Flags) -> Result<(), Error> {
     let daemon = Arc::new(Daemon { flags, tenancy: Tenancy::default(), store, calls: AtomicUsize::new(0) });
     daemon.resume();
     let keeper = Arc::clone(&daemon);
-    std::thread::spawn(move || keeper.keep());
+    std::thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || keeper.keep())
+        .map_err(|error| failure::io("the thread that prolongs leases", &error))?;
     let ended = accept(&daemon, &listener, &signals);
     if own {
         let _ = std::fs::remove_file(&socket);
@@ -121,10 +127,11 @@ fn listen(path: &Path) -> Result<(UnixListener, bool), Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, mode).map_err(failed)?;
-    Ok((listener, true))
+    // Nobody else may connect in the moment between bind and chmod.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    Ok((listener.map_err(failed)?, true))
 }
 
 #[expect(unsafe_code, reason = "a descriptor that came by its number")]
@@ -156,20 +163,35 @@ fn accept(daemon: &Arc<Daemon>, listener: &UnixListener, signals: &SignalFd) -> 
         }
         match listener.accept() {
             Ok((stream, _)) if daemon.calls.load(Ordering::Relaxed) < CALLS => {
-                daemon.calls.fetch_add(1, Ordering::Relaxed);
-                let daemon = Arc::clone(daemon);
-                std::thread::spawn(move || {
-                    daemon.converse(stream);
-                    daemon.calls.fetch_sub(1, Ordering::Relaxed);
-                });
+                if let Err(error) = daemon.take_question(stream) {
+                    log(&format!("a question was turned away: {error}"));
+                }
             }
             Ok(_) => log("too many questions at once: one is turned away"),
-            Err(error) => log(&format!("a question was lost: {error}")),
+            Err(error) => {
+                log(&format!("a question was lost: {error}"));
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }
 
 impl Daemon {
+    /// Answers in a thread of its own.
+    fn take_question(self: &Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let daemon = Arc::clone(self);
+        let answer = move || {
+            daemon.converse(stream);
+            daemon.calls.fetch_sub(1, Ordering::Relaxed);
+        };
+        let started = std::thread::Builder::new().name("question".to_owned()).spawn(answer).map(drop);
+        if started.is_err() {
+            self.calls.fetch_sub(1, Ordering::Relaxed);
+        }
+        started
+    }
+
     /// Leases of the daemon before this one, where their pods are still there.
     fn resume(&self) {
         let (records, bad) = match self.store.read() {
@@ -296,7 +318,12 @@ impl Daemon {
         std::thread::scope(|scope| {
             loop {
                 let hand = self.tenancy.next_due();
-                scope.spawn(|| self.prolong(hand));
+                let thread = std::thread::Builder::new().name("lease".to_owned());
+                // The lease goes back, and is due still.
+                if let Err(error) = thread.spawn_scoped(scope, || self.prolong(hand)) {
+                    log(&format!("a lease waits to be prolonged: {error}"));
+                    std::thread::sleep(PAUSE);
+                }
             }
         });
     }
@@ -318,10 +345,7 @@ impl Daemon {
             }
             Err(error) => {
                 log(&format!("{}: {error}", named(key)));
-                // The same again only when the next message is due.
-                if let (_, Some(Event::Lost(reason))) = tenant.client.poll(Instant::now()) {
-                    log(&format!("{}: {reason}", named(key)));
-                }
+                tenant.client.postpone(Instant::now());
             }
         }
     }

@@ -122,8 +122,9 @@ pub(crate) fn prolong(
         let mut sent = Ok(());
         if outgoing.is_some() {
             sent = speak(&mut wire, outgoing.as_ref(), ifname);
-            while event.is_none() && Instant::now() < now + listen && !off.load(Ordering::Relaxed) {
-                event = hear(&wire, client, (now + listen).min(Instant::now() + SLICE), ifname)?;
+            let until = client.listens_until(now, listen);
+            while event.is_none() && Instant::now() < until && !off.load(Ordering::Relaxed) {
+                event = hear(&wire, client, until.min(Instant::now() + SLICE), ifname)?;
             }
         }
         if let Some(Event::Lost(_)) = event {

@@ -108,6 +108,10 @@ impl Wire {
                     if let Some(message) = payload.and_then(Message::parse) {
                         return Ok(Some(message));
                     }
+                    // Others may send without end.
+                    if Instant::now() >= deadline {
+                        return Ok(None);
+                    }
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
@@ -167,4 +171,24 @@ fn link_address(index: u32) -> io::Result<LinkAddr> {
     // SAFETY: it is a whole address of its family.
     unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) }
         .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::socketpair;
+
+    use super::*;
+
+    #[test]
+    fn frames_that_are_no_messages_do_not_hold_a_listener_beyond_its_deadline() {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (raw, far) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).unwrap();
+        for _ in 0..3 {
+            send(far.as_raw_fd(), b"no message", MsgFlags::empty()).unwrap();
+        }
+        let wire = Wire { raw, mac: Mac::default(), own: None };
+        assert_eq!(wire.receive(Instant::now()).unwrap(), None);
+        let mut frame = [0; FRAME_LEN];
+        assert_eq!(recv(wire.raw.as_raw_fd(), &mut frame, MsgFlags::empty()), Ok(10), "it read on");
+    }
 }

@@ -2,8 +2,9 @@
 //! Leases on disk, in a directory beside the daemon's socket: a daemon that is started again goes on with them. Where that is below `/run`
 //! they go with the node's restart, as the pods do.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::calls::Key;
@@ -31,8 +32,13 @@ impl Store {
     pub(crate) fn write(&self, record: &Record) -> io::Result<()> {
         let file = self.file(&record.key);
         let draft = file.with_extension("new");
-        fs::create_dir_all(&self.0)?;
-        fs::write(&draft, serde_json::to_vec(record)?)?;
+        // Leases tell who is on the node: for root only, also where a daemon before was less careful.
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        fs::set_permissions(&self.0, Permissions::from_mode(0o700))?;
+        let mut opened =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        opened.set_permissions(Permissions::from_mode(0o600))?;
+        opened.write_all(&serde_json::to_vec(record)?)?;
         fs::rename(&draft, &file)
     }
 
@@ -91,6 +97,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::beside(&dir.path().join("dhcp.sock"));
         store.write(&record()).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&store.0), mode(&store.file(&record().key))), (0o700, 0o600));
         fs::write(dir.path().join("dhcp.leases/other.json"), serde_json::to_vec(&record()).unwrap()).unwrap();
         fs::write(dir.path().join("dhcp.leases/half.json"), "{").unwrap();
         let (records, bad) = store.read().unwrap();

@@ -183,3 +183,45 @@ fn an_offer_that_is_never_confirmed_is_given_up() {
     }
     assert_eq!(kinds, [vec![Kind::Request; 4], vec![Kind::Discover]].concat());
 }
+
+#[test]
+fn a_lease_is_given_back_by_the_client_identifier_that_it_was_given_to() {
+    let start = Instant::now();
+    let of_release = |client: &Client| client.release().unwrap().message.options[&code::CLIENT_ID].clone();
+    assert_eq!(of_release(&bound(start)), b"\0c/net/eth0");
+    let mut named = bound(start);
+    named.identity.provide.insert(code::CLIENT_ID, b"web".to_vec());
+    let asked = named.poll(start + Duration::from_secs(400)).0.unwrap();
+    assert_eq!(
+        (of_release(&named), &asked.message.options[&code::CLIENT_ID]),
+        (b"web".to_vec(), &b"web".to_vec())
+    );
+}
+
+#[test]
+fn what_failed_on_the_node_is_due_again_and_so_is_the_end_of_a_lease_until_it_is_done() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut client = bound(start);
+    client.postpone(at(800));
+    assert_eq!(client.next(), Some(at(800) + RETRY_PAUSE), "the end is not taken for done");
+    for now in [at(810), at(820)] {
+        assert!(matches!(client.poll(now), (None, Some(Event::Lost(_)))));
+        assert_eq!((client.next(), client.poll(now)), (None, (None, None)));
+        client.postpone(now);
+    }
+    let mut unsent = bound(start);
+    unsent.poll(at(400));
+    unsent.postpone(at(400));
+    assert_eq!(unsent.next(), Some(at(550)), "what is due later anyway stays");
+}
+
+#[test]
+fn a_short_lease_is_not_listened_for_beyond_its_next_message() {
+    let start = Instant::now();
+    let mut client = bound(start);
+    let at = |seconds| start + Duration::from_secs(seconds);
+    client.poll(at(690));
+    assert_eq!(client.listens_until(at(690), Duration::from_secs(5)), at(695));
+    assert_eq!(client.listens_until(at(690), Duration::from_secs(60)), at(700));
+}
