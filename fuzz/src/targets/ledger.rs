@@ -55,7 +55,7 @@ fn stays(ledger: &Ledger, path: &Path, links: &BTreeMap<LinkName, String>) {
 fn gives_no_address_twice(ledger: &mut Ledger) {
     let taken: Vec<_> = ledger.attachments().values().flat_map(|to| to.addresses.clone()).collect();
     let block = |text: &str| (text.parse().expect("a network"), "pods".to_owned());
-    ledger.set_blocks([block("10.1.0.0/28"), block("fd00:1::/124")].into());
+    ledger.set_blocks([block("10.1.0.0/28"), block("fd00:1::/124")].into(), Vec::new());
     for number in 0..20 {
         let key = AttachmentKey { container: format!("new{number}"), ifname: "eth9".to_owned() };
         let known = ledger.attachments().contains_key(&key);

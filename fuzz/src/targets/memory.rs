@@ -46,6 +46,7 @@ fn intent() -> NodeIntent {
         encapsulation: Encapsulation::CrossSubnet,
         nat_outgoing: true,
         serves_this_node: true,
+        reserved: Vec::new(),
         external: false,
     };
     intent.pools.insert("pods".parse().expect("a name"), pool);
