@@ -62,7 +62,7 @@ mod tests {
         /// Against the definition: of all networks that contain the address, the one with the longest prefix.
         #[test]
         fn the_longest_prefix_wins_whatever_came_and_went(
-            steps in proptest::collection::vec((network(), 0u32..4, any::<bool>()), 0..40),
+            steps in proptest::collection::vec((network(), 0usize..4, any::<bool>()), 0..40),
             asked in proptest::collection::vec(network(), 1..10),
         ) {
             let (mut allowed, mut plain) = (AllowedIps::default(), std::collections::BTreeMap::new());

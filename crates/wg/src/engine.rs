@@ -166,7 +166,7 @@ impl Engine {
     ) -> Action<'b> {
         let Some(device) = self.devices.get_mut(&device) else { return Action::Dropped(Drop::Unknown) };
         let Some(to) = destination(packet) else { return Action::Dropped(Drop::Malformed) };
-        let known = device.allowed.peer_of(to).and_then(|id| self.peers.get_mut(id.0 as usize));
+        let known = device.allowed.peer_of(to).and_then(|id| self.peers.get_mut(id.0));
         let Some(peer) = known else { return Action::Dropped(Drop::NotAllowed) };
         let Some(endpoint) = peer.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
         peer.sent_bytes += packet.len() as u64;
@@ -239,7 +239,7 @@ impl Engine {
             }
         }
         let Some((slot, peer)) = found else { return Action::Dropped(Drop::Forged) };
-        let known = self.by_key.get(&(slot, peer)).and_then(|id| self.peers.get_mut(id.0 as usize));
+        let known = self.by_key.get(&(slot, peer)).and_then(|id| self.peers.get_mut(id.0));
         let Some(peer) = known else { return Action::Dropped(Drop::Unknown) };
         match peer.sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::WriteToNetwork(datagram) => {
@@ -266,7 +266,7 @@ impl Engine {
             _ => self.indices.get(&index).copied(),
         };
         self.last_index = known.map(|id| (index, id));
-        let known = known.and_then(|id| Some((id, self.peers.get_mut(id.0 as usize)?)));
+        let known = known.and_then(|id| Some((id, self.peers.get_mut(id.0)?)));
         let Some((id, peer)) = known else { return Action::Dropped(Drop::Unknown) };
         let Some(sessions) = peer.receiver(index, kind == Kind::Data) else {
             return Action::Dropped(Drop::Unknown);

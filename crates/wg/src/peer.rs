@@ -21,7 +21,7 @@ pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
 
 /// A peer within one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct PeerId(pub(crate) u32);
+pub(crate) struct PeerId(pub(crate) usize);
 
 /// One of our own keys.
 pub(crate) struct OwnKey {
@@ -133,6 +133,12 @@ impl Peer {
         if std::mem::replace(&mut self.ready, false) {
             self.before = Some((old, now + REJECT_AFTER));
         }
+    }
+
+    /// The indices that datagrams find it by.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + use<> {
+        let before = self.before.as_ref().map(|(sessions, _)| sessions.index);
+        [Some(self.sessions.index), before].into_iter().flatten()
     }
 
     pub(crate) fn keepalive(&self) -> Option<Duration> {

@@ -52,14 +52,14 @@ impl Engine {
         let Some(of) = self.devices.get(&device) else { return false };
         let (slot, eager) = (of.slot, of.eager);
         let id = match self.by_key.get(&(slot, key)) {
-            Some(id) if self.peers[id.0 as usize].device != device => return false,
+            Some(id) if self.peers[id.0].device != device => return false,
             Some(id) => *id,
             None => {
                 let index = self.free_index();
                 let Some(own) = self.own.get(&slot) else { return false };
                 let bare = PeerConfig { allowed: BTreeSet::new(), ..config.clone() };
                 let peer = Peer::new((device, eager), (slot, own), (key, bare), index, now);
-                let id = PeerId(self.peers.insert(peer) as u32);
+                let id = PeerId(self.peers.insert(peer));
                 self.by_key.insert((slot, key), id);
                 self.indices.insert(index, id);
                 self.due.push_back(id);
@@ -68,7 +68,7 @@ impl Engine {
         };
         self.reshare(id, &config, now);
         self.allow(id, config.allowed);
-        self.peers[id.0 as usize].config.keepalive = config.keepalive;
+        self.peers[id.0].config.keepalive = config.keepalive;
         true
     }
 
@@ -82,7 +82,7 @@ impl Engine {
     /// Sends to the peer there from now on, until it is heard from elsewhere.
     pub fn set_endpoint(&mut self, device: DeviceId, key: PublicKey, endpoint: SocketAddr) {
         if let Some(id) = self.peer_id(device, key) {
-            self.peers[id.0 as usize].endpoint = Some(endpoint);
+            self.peers[id.0].endpoint = Some(endpoint);
             self.due.push_back(id);
         }
     }
@@ -90,14 +90,14 @@ impl Engine {
     /// Has the peer hear from us now, by a keepalive or by a handshake.
     pub fn greet(&mut self, device: DeviceId, key: PublicKey) {
         if let Some(id) = self.peer_id(device, key) {
-            self.peers[id.0 as usize].greet = true;
+            self.peers[id.0].greet = true;
             self.due.push_back(id);
         }
     }
 
     /// What is known of a peer.
     pub fn peer_facts(&self, device: DeviceId, key: PublicKey) -> Option<PeerFacts> {
-        let peer = self.peers.get(self.peer_id(device, key)?.0 as usize)?;
+        let peer = self.peers.get(self.peer_id(device, key)?.0)?;
         Some(PeerFacts {
             endpoint: peer.endpoint,
             since_handshake: peer.sessions.tunn.time_since_last_handshake(),
@@ -121,12 +121,12 @@ impl Engine {
     fn peer_id(&self, device: DeviceId, key: PublicKey) -> Option<PeerId> {
         let slot = self.devices.get(&device)?.slot;
         let id = *self.by_key.get(&(slot, key))?;
-        (self.peers[id.0 as usize].device == device).then_some(id)
+        (self.peers[id.0].device == device).then_some(id)
     }
 
     /// Another pre-shared key gets sessions of its own.
     fn reshare(&mut self, id: PeerId, config: &PeerConfig, now: Instant) {
-        let peer = &self.peers[id.0 as usize];
+        let peer = &self.peers[id.0];
         if peer.config.preshared == config.preshared {
             return;
         }
@@ -134,25 +134,22 @@ impl Engine {
         let index = self.free_index();
         self.unindex(id);
         let Some(own) = self.own.get(&slot) else { return };
-        let peer = &mut self.peers[id.0 as usize];
+        let peer = &mut self.peers[id.0];
         peer.reshare(own, config.preshared.clone(), index, now);
-        let before = peer.before.as_ref().map(|(sessions, _)| sessions.index);
-        self.indices.extend([Some(index), before].into_iter().flatten().map(|index| (index, id)));
+        self.indices.extend(peer.indices().map(|index| (index, id)));
         self.due.push_back(id);
     }
 
     fn unindex(&mut self, id: PeerId) {
         self.last_index = None;
-        let peer = &self.peers[id.0 as usize];
-        let before = peer.before.as_ref().map(|(sessions, _)| sessions.index);
-        for index in [Some(peer.sessions.index), before].into_iter().flatten() {
+        for index in self.peers[id.0].indices() {
             self.indices.remove(&index);
         }
     }
 
     /// The networks of a peer from now on, whoever had them.
     fn allow(&mut self, id: PeerId, networks: BTreeSet<IpNet>) {
-        let peer = &mut self.peers[id.0 as usize];
+        let peer = &mut self.peers[id.0];
         let Some(device) = self.devices.get_mut(&peer.device) else { return };
         for network in peer.config.allowed.difference(&networks) {
             device.allowed.remove(network, id);
@@ -165,13 +162,13 @@ impl Engine {
 
     fn forget_if(&mut self, which: impl Fn(&Peer) -> bool) {
         let gone: Vec<PeerId> =
-            self.peers.iter().filter(|(_, peer)| which(peer)).map(|(id, _)| PeerId(id as u32)).collect();
+            self.peers.iter().filter(|(_, peer)| which(peer)).map(|(id, _)| PeerId(id)).collect();
         gone.into_iter().for_each(|id| self.forget(id));
     }
 
     fn forget(&mut self, id: PeerId) {
         self.unindex(id);
-        let peer = self.peers.remove(id.0 as usize);
+        let peer = self.peers.remove(id.0);
         if let Some(device) = self.devices.get_mut(&peer.device) {
             peer.config.allowed.iter().for_each(|network| device.allowed.remove(network, id));
         }

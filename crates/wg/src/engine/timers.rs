@@ -26,7 +26,7 @@ impl Engine {
             own.gate.reset_count();
         }
         self.due.clear();
-        self.due.extend(self.peers.iter().map(|(id, _)| PeerId(id as u32)));
+        self.due.extend(self.peers.iter().map(|(id, _)| PeerId(id)));
     }
 
     /// What else is to be sent, until it is `None`. `buffer` as for [`Self::handle_packet`], for the largest packet ever handed in.
@@ -45,7 +45,7 @@ impl Engine {
 
     fn poll_flush(&mut self, buffer: &mut [u8]) -> Option<(SocketAddr, usize)> {
         while let Some(id) = self.flushable.front() {
-            if let Some(peer) = self.peers.get_mut(id.0 as usize).filter(|peer| peer.ready)
+            if let Some(peer) = self.peers.get_mut(id.0).filter(|peer| peer.ready)
                 && let Some(endpoint) = peer.endpoint
                 && let Some(length) = written(peer.sessions.tunn.decapsulate(None, &[], buffer))
             {
@@ -58,7 +58,7 @@ impl Engine {
 
     fn poll_due(&mut self, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
         while let Some(id) = self.due.pop_front() {
-            let Some(peer) = self.peers.get_mut(id.0 as usize) else { continue };
+            let Some(peer) = self.peers.get_mut(id.0) else { continue };
             let sent = run_timers(peer, buffer, now);
             if peer.before.as_ref().is_some_and(|(_, until)| now >= *until)
                 && let Some((before, _)) = peer.before.take()
