@@ -50,6 +50,12 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// What the pod (namespace and name) gets, on a link of ours.
+    fn new(key: &AttachmentKey, (namespace, pod): (&str, &str), addresses: Vec<IpAddr>) -> Self {
+        let link = pod_link(&key.container, &key.ifname);
+        Self { namespace: namespace.to_owned(), pod: pod.to_owned(), link, addresses, lease: None }
+    }
+
     /// Its link, as it is made and restored.
     pub(crate) fn pod_link(
         &self,
@@ -196,15 +202,7 @@ impl Ledger {
                 }
             }
         }
-        let (namespace, name) = pod;
-        let link = pod_link(&key.container, &key.ifname);
-        let to = Attachment {
-            namespace: namespace.to_owned(),
-            pod: name.to_owned(),
-            link,
-            addresses,
-            lease: None,
-        };
+        let to = Attachment::new(key, pod, addresses);
         if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
             self.take_back(&to.addresses, now);
             return Err(error.into());

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use isthmus_compiler::pod_link;
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
 
@@ -73,15 +72,7 @@ impl Ledger {
                 )));
             }
         }
-        let (namespace, name) = pod;
-        let link = pod_link(&key.container, &key.ifname);
-        let to = Attachment {
-            namespace: namespace.to_owned(),
-            pod: name.to_owned(),
-            link,
-            addresses,
-            lease: None,
-        };
+        let to = Attachment::new(key, pod, addresses);
         self.append(&Record::Given { key: key.clone(), to: to.clone() })?;
         to.addresses.iter().for_each(|address| self.ipam.occupy(*address));
         self.attachments.insert(key.clone(), to.clone());
