@@ -142,7 +142,7 @@ impl PodLinks {
     pub fn open_in(path: &Path) -> io::Result<Self> {
         let host_ns = File::open(path)?;
         let host = netns::run(path, Wire::open_route)??;
-        let leaving = Leaving::new(netns::run(path, Wire::open_route)??);
+        let leaving = Leaving::new(host_ns.try_clone()?, netns::run(path, Wire::open_route)??);
         Ok(Self { host_ns, host: Mutex::new(host), leaving })
     }
 
@@ -156,7 +156,7 @@ impl PodLinks {
         })
     }
 
-    /// Removes the link by its host end. Returns whether there was one.
+    /// Removes the link by its host end: when this returns, neither end is in its namespace. Returns whether there was one.
     pub fn del(&self, host_link: &LinkName) -> Result<bool, PodLinkError> {
         self.leaving.delete(host_link)
     }

@@ -35,16 +35,30 @@ pub(super) fn create(wanted: &PodLink, host_ns: BorrowedFd<'_>) -> Request {
     Request::route(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-pub(super) fn delete(host_link: &LinkName) -> Request {
+/// The index of the socket's namespace's link of this name, if there is one.
+pub(super) fn index(wire: &mut Wire, link: &LinkName) -> io::Result<Option<u32>> {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(host_link.to_string()));
+    message.attributes.push(LinkAttribute::IfName(link.to_string()));
+    match wire.ask(&Request::route(&RouteNetlinkMessage::GetLink(message), 0))? {
+        Ok(answer) => match parse_route(&answer) {
+            Some(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link.header.index)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a link")),
+        },
+        Err(refusal) if refusal.is_absent() => Ok(None),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+pub(super) fn delete(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
     Request::route(&RouteNetlinkMessage::DelLink(message), 0)
 }
 
 /// Puts a link into a group of links.
-pub(super) fn mark(link: &LinkName, group: u32) -> Request {
+pub(super) fn mark(index: u32, group: u32) -> Request {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(link.to_string()));
+    message.header.index = index;
     message.attributes.push(LinkAttribute::Group(group));
     Request::route(&RouteNetlinkMessage::SetLink(message), 0)
 }

@@ -235,4 +235,31 @@ async fn links_that_go_at_the_same_time_go_together_and_take_no_other_along() {
     assert_eq!(left, staying.iter().map(|link| link.host_link.clone()).collect::<Vec<_>>());
     assert!(!node.links.del(&going[0].host_link).unwrap());
     assert!(pods[0].sh("ip -o link").lines().all(|line| !line.contains("eth0")));
+    let refused = node.links.del(&"lo".parse().unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("remove the link"), "{refused}");
+}
+
+/// The request that deletes comes back some grace periods after the link went, and nobody waits for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_gone_when_its_removal_returns_and_its_name_is_free() {
+    let Some(lab) = Lab::new("gone") else { return };
+    let node = Node::new(&lab, "node");
+    let pod = lab.namespace("pod");
+    let wanted = pod_link(&pod, 1);
+    let (mut ours, mut kernels) = (Vec::new(), Vec::new());
+    for _ in 0..15 {
+        node.links.add(&wanted).unwrap();
+        let started = Instant::now();
+        assert!(node.links.del(&wanted.host_link).unwrap());
+        ours.push(started.elapsed());
+        assert!(node.links.list().unwrap().is_empty());
+        assert!(!pod.sh("ip -o link").contains("eth0"));
+        node.links.add(&wanted).unwrap();
+        let started = Instant::now();
+        node.namespace.sh(&format!("ip link del {}", wanted.host_link));
+        kernels.push(started.elapsed());
+    }
+    ours.sort();
+    kernels.sort();
+    assert!(ours[7] < kernels[7], "medians: {:?}, and until the kernel's answer {:?}", ours[7], kernels[7]);
 }
