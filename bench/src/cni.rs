@@ -44,6 +44,8 @@ struct Contender {
 struct Samples {
     adds: Vec<f64>,
     dels: Vec<f64>,
+    /// ADD and DEL of a pod, so many a second, in each turn; until nothing of the pods is left.
+    pairs_per_s: Vec<f64>,
 }
 
 /// Measures and returns the tables.
@@ -83,6 +85,7 @@ pub(crate) fn measure(lab: &Lab, rounds: usize) -> Result<String> {
                 let taken = contenders[index].turn(&pods, concurrency, &format!("r{round}c{concurrency}"))?;
                 samples[index].adds.extend(taken.adds);
                 samples[index].dels.extend(taken.dels);
+                samples[index].pairs_per_s.extend(taken.pairs_per_s);
             }
         }
         text += &format!("\n{concurrency} at once:\n\n{}", rows(&contenders, &samples));
@@ -104,11 +107,21 @@ fn rows(contenders: &[Contender], samples: &[Samples]) -> String {
             ms(&taken.dels, 0.99),
             format!("{}x", shown(median(&taken.adds) / ptp.0)),
             format!("{}x", shown(median(&taken.dels) / ptp.1)),
+            shown(median(&taken.pairs_per_s)),
         ]
     });
     let rows: Vec<_> = rows.collect();
     table(
-        &["plugin", "ADD p50, ms", "ADD p99, ms", "DEL p50, ms", "DEL p99, ms", "ADD : ptp", "DEL : ptp"],
+        &[
+            "plugin",
+            "ADD p50, ms",
+            "ADD p99, ms",
+            "DEL p50, ms",
+            "DEL p99, ms",
+            "ADD : ptp",
+            "DEL : ptp",
+            "ADD and DEL, pods/s",
+        ],
         &rows,
     )
 }
@@ -190,11 +203,13 @@ impl Contender {
 
     /// Adds all pods, then deletes them, each call timed by itself.
     fn turn(&self, pods: &[Namespace], concurrency: usize, prefix: &str) -> Result<Samples> {
+        let started = Instant::now();
         let adds = self.calls("ADD", pods, concurrency, prefix)?;
         let dels = self.calls("DEL", pods, concurrency, prefix)?;
         // What a plugin leaves to be done after its answer is not to be in another's way.
         self.until_no_links()?;
-        Ok(Samples { adds, dels })
+        let pairs_per_s = vec![pods.len() as f64 / started.elapsed().as_secs_f64()];
+        Ok(Samples { adds, dels, pairs_per_s })
     }
 
     fn calls(&self, command: &str, pods: &[Namespace], concurrency: usize, prefix: &str) -> Result<Vec<f64>> {

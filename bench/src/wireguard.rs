@@ -20,7 +20,12 @@ const OURS: &str = "isthmus-wg";
 const TAILSCALE: &str = "wireguard-go, tailscale's";
 /// Seconds of one iperf3 run.
 const SECONDS: u32 = 3;
+const DATAGRAM_SECONDS: u32 = 2;
 const STREAMS: u32 = 32;
+/// Sizes of datagrams, bytes, and the rates at which they are offered, Mb/s of their content, one after the other. The best of what arrives
+/// counts: a program that is offered more than it carries spends its time on what it drops, and each has another such limit.
+const LARGE: (u32, [u32; 4]) = (1400, [150, 300, 600, 1200]);
+const SMALL: (u32, [u32; 4]) = (64, [10, 20, 40, 80]);
 /// Echo requests of one run, 5 ms apart.
 const ECHOES: u32 = 200;
 const MANY_PEERS: u32 = 1000;
@@ -105,6 +110,8 @@ struct Samples {
     values: Vec<(Metric, f64)>,
     idle_ms: Vec<f64>,
     loaded_ms: Vec<f64>,
+    /// Runs that ended with an error; they count for nothing else.
+    failed: Vec<Metric>,
 }
 
 impl Samples {
@@ -123,28 +130,69 @@ impl Samples {
         }
     }
 
+    /// One round. A run that fails is told and left out.
     fn take(&mut self, pair: &Pair) -> Result<()> {
         let cpu = pair.cpu_seconds();
-        let stream = iperf(pair, "")?;
-        self.note(Metric::Stream, stream.gbits);
-        self.note(Metric::Cpu, (pair.cpu_seconds() - cpu) / stream.gigabytes);
-        self.note(Metric::Streams, iperf(pair, &format!("-P {STREAMS}"))?.gbits);
-        self.note(Metric::Datagrams, iperf(pair, "-u -b 0 -l 1400")?.gbits);
-        self.note(Metric::Small, iperf(pair, "-u -b 0 -l 64")?.datagrams_per_s / 1e3);
+        if let Some(stream) = self.attempt(Metric::Stream, iperf(pair, "")) {
+            self.note(Metric::Stream, stream.gbits);
+            self.note(Metric::Cpu, (pair.cpu_seconds() - cpu) / stream.gigabytes);
+        }
+        if let Some(streams) = self.attempt(Metric::Streams, iperf(pair, &format!("-P {STREAMS}"))) {
+            self.note(Metric::Streams, streams.gbits);
+        }
+        if let Some(rate) = self.best_of(Metric::Datagrams, pair, LARGE, |carried| carried.gbits) {
+            self.note(Metric::Datagrams, rate);
+        }
+        if let Some(rate) = self.best_of(Metric::Small, pair, SMALL, |carried| carried.datagrams_per_s / 1e3)
+        {
+            self.note(Metric::Small, rate);
+        }
         self.idle_ms.extend(pings(pair)?);
-        self.loaded_ms.extend(std::thread::scope(|scope| {
+        let loaded = std::thread::scope(|scope| {
             let load = scope.spawn(|| iperf(pair, ""));
             let round_trips = pings(pair);
             load.join().expect("iperf3 is run").and(round_trips)
-        })?);
+        });
+        let round_trips = self.attempt(Metric::Loaded, loaded).unwrap_or_default();
+        self.loaded_ms.extend(round_trips);
         let cut = |how: &str| {
             pair.hosts.iter().try_for_each(|host| {
                 host.try_sh(&format!("ethtool -K wire tx-udp-segmentation {how}")).map(drop)
             })
         };
         cut("off")?;
-        self.note(Metric::Cut, iperf(pair, "")?.gbits);
-        cut("on")
+        let carried = iperf(pair, "");
+        cut("on")?;
+        if let Some(stream) = self.attempt(Metric::Cut, carried) {
+            self.note(Metric::Cut, stream.gbits);
+        }
+        Ok(())
+    }
+
+    fn attempt<T>(&mut self, metric: Metric, outcome: Result<T>) -> Option<T> {
+        outcome
+            .inspect_err(|error| {
+                eprintln!("    left out, {}: {error:#}", metric.head());
+                self.failed.push(metric);
+            })
+            .ok()
+    }
+
+    /// The best of what arrives of datagrams of a size, over all rates at which they are offered. None if each run failed.
+    fn best_of(
+        &mut self,
+        metric: Metric,
+        pair: &Pair,
+        (bytes, rates): (u32, [u32; 4]),
+        of: impl Fn(&Carried) -> f64,
+    ) -> Option<f64> {
+        let mut best = None;
+        for mbits in rates {
+            let carried = iperf(pair, &format!("-u -b {mbits}M -l {bytes} -t {DATAGRAM_SECONDS}"));
+            let arrived = self.attempt(metric, carried).map(|carried| of(&carried));
+            best = arrived.into_iter().chain(best).max_by(f64::total_cmp);
+        }
+        best
     }
 }
 
@@ -156,6 +204,7 @@ struct Carried {
 }
 
 fn iperf(pair: &Pair, options: &str) -> Result<Carried> {
+    // Of -t given twice the last one holds.
     let printed = pair.hosts[0].try_sh(&format!("iperf3 -J -c {} -t {SECONDS} {options}", pair.target))?;
     let result: Value = serde_json::from_str(&printed).context("iperf3 prints JSON")?;
     carried(&result["end"])
@@ -224,16 +273,27 @@ pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<Strin
         taken.note(Metric::MemoryManyPeers, pair.resident_mb());
     }
     let named: Vec<(&str, &Samples)> = pairs.iter().map(|pair| pair.name.as_str()).zip(&samples).collect();
-    Ok(about(places, rounds)? + &results(&named) + "\n" + &goals(&named) + "\n" + &plot(&named))
+    Ok(about(places, rounds)?
+        + &results(&named)
+        + &left_out(&named)
+        + "\n"
+        + &goals(&named)
+        + "\n"
+        + &plot(&named))
 }
 
 fn about(places: &Places, rounds: usize) -> Result<String> {
     Ok(format!(
         "iperf3 for {SECONDS} s, {rounds} rounds in turns, medians of what its receiver counts; round trips of {} echoes. Both ends of a \
          tunnel and both of iperf3 share the cores. CPU is what both tunnel processes use for 10^9 bytes of one TCP stream; memory \
-         (VmRSS) is of the larger process, before the rounds, and at the end with {MANY_PEERS} peers more. \"Datagrams cut\": the veth \
-         pair takes no UDP segmentation. tailscale/wireguard-go {}, wireguard-go {}, gotatun-cli {}, boringtun-cli {}.\n\n",
+         (VmRSS) is of the larger process, before the rounds, and at the end with {MANY_PEERS} peers more. Datagrams are offered at {} Mb/s ({} \
+         bytes) and {} Mb/s ({} bytes), {DATAGRAM_SECONDS} s each; the best of what arrives counts. \"Datagrams cut\": the veth pair takes no \
+         UDP segmentation. tailscale/wireguard-go {}, wireguard-go {}, gotatun-cli {}, boringtun-cli {}.\n\n",
         rounds as u32 * ECHOES,
+        LARGE.1.map(|rate| rate.to_string()).join(", "),
+        LARGE.0,
+        SMALL.1.map(|rate| rate.to_string()).join(", "),
+        SMALL.0,
         WIREGUARD_GO_TAILSCALE.version(places, "github.com/tailscale/wireguard-go")?,
         WIREGUARD_GO.version(places, "golang.zx2c4.com/wireguard")?,
         GOTATUN_CLI.version,
@@ -252,6 +312,24 @@ fn results(of: &[(&str, &Samples)]) -> String {
         })
         .collect();
     table(&head.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
+}
+
+/// Runs that failed, by program and metric; nothing if none did.
+fn left_out(of: &[(&str, &Samples)]) -> String {
+    let mut told = Vec::new();
+    for (name, taken) in of {
+        for metric in METRICS {
+            let count = taken.failed.iter().filter(|failed| **failed == metric).count();
+            if count > 0 {
+                told.push(format!("{name}, {}: {count}", metric.head()));
+            }
+        }
+    }
+    if told.is_empty() {
+        String::new()
+    } else {
+        format!("\nRuns that failed and count for nothing: {}.\n", told.join("; "))
+    }
 }
 
 fn goals(of: &[(&str, &Samples)]) -> String {
@@ -327,6 +405,16 @@ mod tests {
         assert_eq!(smaller[1..], ["the best other, boringtun-cli", "1.33x", "≤ 1x", "no"]);
         let unknown = row(Metric::Stream, Goal::AtLeast(9.0, Whom::Named("gotatun")));
         assert_eq!(unknown[4], "no", "what was not measured is not met");
+    }
+
+    #[test]
+    fn a_run_that_fails_is_told_and_counts_for_nothing() {
+        let mut taken = samples(&[(Metric::Small, 40.0)]);
+        assert_eq!(taken.attempt(Metric::Small, anyhow::Ok(1)), Some(1));
+        assert_eq!(left_out(&[(OURS, &taken)]), "");
+        assert_eq!(taken.attempt(Metric::Small, Err::<u8, _>(anyhow::anyhow!("no answer"))), None);
+        assert_eq!(taken.told(Metric::Small), 40.0);
+        assert!(left_out(&[(OURS, &taken)]).contains("isthmus-wg, UDP 64, 1000/s: 1."));
     }
 
     #[test]
