@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods whose link and addresses another plugin made before ours was called: who they are, on disk before it is answered.
+//! Pods whose link and addresses another plugin made before ours was called: who they are, in a journal before it is answered.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -106,7 +106,7 @@ impl Registry {
         let written = if known { self.append(&Record::Left { key: key.clone() }) } else { Ok(()) };
         let full = self.journal.records() > self.pods.len() + SLACK_RECORDS;
         if let Err(error) = written.and_then(|()| if full { self.compact() } else { Ok(()) }) {
-            tracing::error!(%error, "that a chained pod left is not on disk yet");
+            tracing::error!(%error, "that a chained pod left is not in the journal yet");
         }
         known
     }

@@ -3,6 +3,9 @@
 //!
 //! A line is eight hexadecimal digits of SHA-256 over the rest, a space, a record as JSON, and a newline. What follows the
 //! last newline is a torn write and was never answered for; a line whose checksum is wrong is passed over and counted.
+//!
+//! A record that is appended is the kernel's from then on: no crash of a process loses it. A loss of power may lose the last ones, and loses every
+//! link and namespace that they speak of, too; waiting for the disk would cost each call milliseconds and keep nothing that is of use.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -119,12 +122,11 @@ impl Journal {
         self.records
     }
 
-    /// Appends a record and returns once it is on disk. After an error the file is as before.
+    /// Appends a record: when this returns, no crash of a process loses it. After an error the file is as before.
     pub fn append(&mut self, record: &impl Serialize) -> Result<(), JournalError> {
         let line = line(record).map_err(|error| self.error("encoding", error))?;
         let file = self.writable()?;
-        let written = file.write_all(&line).and_then(|()| file.sync_data());
-        if let Err(error) = written {
+        if let Err(error) = file.write_all(&line) {
             // Half a line would make the next one unreadable: the next opening cuts it off.
             self.file = None;
             let _ = self.writable();

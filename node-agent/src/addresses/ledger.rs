@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who has which address: recorded on disk before it is programmed, released after it is gone.
+//! Who has which address: in the journal before it is programmed, released after it is gone.
 
 mod leases;
 
@@ -309,7 +309,7 @@ impl Ledger {
             before.iter().filter(orphaned).map(|(key, _)| key.clone()).collect();
         for key in &orphans {
             if let Err(error) = self.release(key, now) {
-                tracing::warn!(%error, "a release is not on disk yet");
+                tracing::warn!(%error, "a release is not in the journal yet");
             }
         }
         orphans

@@ -87,7 +87,7 @@ impl Workshop {
         })
     }
 
-    /// Addresses, on disk before anything is programmed.
+    /// Addresses, in the journal before anything is programmed.
     async fn record(&self, target: &Target, families: BTreeSet<bool>) -> Result<Attachment, Error> {
         let (node, key) = (self.node.clone(), target.key.clone());
         let (namespace, name) = target.pod.clone().unwrap_or_default();
@@ -156,7 +156,7 @@ impl Workshop {
         let (node, key) = (self.node.clone(), key.clone());
         match blocking(move || node.ledger().release(&key, Instant::now())).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a release is not on disk yet"),
+            Ok(Err(error)) => tracing::error!(%error, "a release is not in the journal yet"),
             Err(error) => tracing::error!(%error, "a release was interrupted"),
         }
     }
