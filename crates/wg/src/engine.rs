@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine: every peer of every device behind one port.
 
+mod indices;
 mod peers;
 mod timers;
 mod tunnels;
@@ -20,15 +21,15 @@ use crate::allowed::AllowedIps;
 use crate::key::PublicKey;
 use crate::peer::{OwnKey, Peer, PeerId};
 
+pub use indices::{Addressee, Half, addressee};
 pub use tunnels::TunnelFacts;
+
+use indices::Indices;
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Packets up to here are padded to 16 bytes (WireGuard paper, 5.4.6); larger ones could exceed the path by it.
 const PADDED_UP_TO: usize = 1280;
-
-/// Of a session's index, what is the peer's.
-const INDEX_MASK: u32 = 0x00ff_ffff;
 
 /// A device within one engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +88,8 @@ pub enum Drop {
     Replayed,
     /// Nothing is known of where the peer is.
     NoEndpoint,
+    /// There is no session, and whoever takes over asks for one.
+    Retired,
 }
 
 /// What is known of a peer.
@@ -131,14 +134,25 @@ pub struct Engine {
     due: VecDeque<PeerId>,
     /// Devices by name, each with one peer.
     tunnels: tunnels::Tunnels,
+    /// Another engine takes over: nothing new begins here.
+    retired: bool,
     next_tick: Instant,
-    next_index: u32,
+    free: Indices,
     next_device: u32,
 }
 
 impl Engine {
     /// An engine without keys, devices or peers. `first_index` should be random, so that the indices on the wire say nothing.
     pub fn new(first_index: u32, now: Instant) -> Self {
+        Self::with_indices(Indices::new(None, first_index), now)
+    }
+
+    /// As [`Self::new`], with the indices of one half alone: another engine may serve the same port with the other.
+    pub fn in_half(half: Half, first_index: u32, now: Instant) -> Self {
+        Self::with_indices(Indices::new(Some(half), first_index), now)
+    }
+
+    fn with_indices(free: Indices, now: Instant) -> Self {
         Self {
             own: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -149,10 +163,17 @@ impl Engine {
             flushable: VecDeque::new(),
             due: VecDeque::new(),
             tunnels: tunnels::Tunnels::default(),
+            retired: false,
             next_tick: now + TICK,
-            next_index: first_index & INDEX_MASK,
+            free,
             next_device: 0,
         }
+    }
+
+    /// Begins nothing new, or does again: a retired engine carries packets in the sessions that live, and asks for none, answers none and
+    /// sends no keepalives, as another engine does all that.
+    pub fn retire(&mut self, retired: bool) {
+        self.retired = retired;
     }
 
     /// Takes an IP packet from the device. `buffer` holds it and [`crate::OVERHEAD_BYTES`] more, padding included
@@ -169,6 +190,9 @@ impl Engine {
         let known = device.allowed.peer_of(to).and_then(|id| self.peers.get_mut(id.0));
         let Some(peer) = known else { return Action::Dropped(Drop::NotAllowed) };
         let Some(endpoint) = peer.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
+        if self.retired && peer.sender().tunn.time_since_last_handshake().is_none() {
+            return Action::Dropped(Drop::Retired);
+        }
         peer.sent_bytes += packet.len() as u64;
         peer.last_sent = now;
         let tunn = &mut peer.sender().tunn;
@@ -200,6 +224,9 @@ impl Engine {
             Err(_) => return Action::Dropped(Drop::Malformed),
         };
         match message {
+            Packet::HandshakeInit(_) | Packet::HandshakeResponse(_) if self.retired => {
+                Action::Dropped(Drop::Retired)
+            }
             Packet::HandshakeInit(_) => self.handle_initiation(from, datagram, buffer),
             Packet::HandshakeResponse(p) => {
                 self.handle_session((p.receiver_idx, Kind::Response), from, datagram, buffer, now)

@@ -17,7 +17,7 @@ mod peer;
 mod tests;
 
 pub use accept::{Refusal, accept};
-pub use engine::{Action, DeviceId, Drop, Engine, PeerFacts, TunnelFacts};
+pub use engine::{Action, Addressee, DeviceId, Drop, Engine, Half, PeerFacts, TunnelFacts, addressee};
 pub use key::{InvalidKey, PresharedKey, PrivateKey, PublicKey};
 pub use peer::PeerConfig;
 

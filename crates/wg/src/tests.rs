@@ -566,3 +566,72 @@ proptest! {
         prop_assert!(west.delivered.is_empty());
     }
 }
+
+/// An engine of east's in place of the one that it has, as another process would have it: with the other half of the indices.
+fn successor(east: &Side, half: crate::Half) -> Side {
+    let mut engine = Engine::in_half(half, 7, Instant::now());
+    engine.set_keys([(KeySlot::First, key(1))].into());
+    Side { engine, address: east.address, delivered: Vec::new(), dropped: Vec::new() }
+}
+
+#[test]
+fn an_engine_takes_over_from_one_that_retires_and_each_packet_arrives_whichever_session_it_is_in() {
+    use crate::{Addressee, Half, addressee};
+    let mut old = Side::new(1, "192.0.2.1:51820");
+    old.engine = successor(&old, Half::Lower).engine;
+    let mut west = Side::new(2, "192.0.2.2:51820");
+    let config = || tunnel(&key(2), Some("192.0.2.2:51820"), &["10.2.0.0/16"]);
+    let to_west = old.configure("iw-west", config());
+    let to_east = west.configure("iw-east", tunnel(&key(1), None, &["10.1.0.0/16"]));
+    let mut wire = Vec::new();
+    old.poll(&mut wire, Instant::now());
+    settle(&mut old, &mut west, &mut wire);
+    west.send(to_east, &west_packet(), &mut wire);
+    let in_old_session = std::mem::take(&mut wire);
+
+    old.engine.retire(true);
+    let mut new = successor(&old, Half::Upper);
+    let id = new.configure("iw-west", config());
+    new.poll(&mut wire, Instant::now());
+    settle(&mut new, &mut west, &mut wire);
+    assert!(new.engine.facts()[&id].since_handshake.is_some());
+
+    // The old one still sends, the new one does already.
+    old.send(to_west, &east_packet(), &mut wire);
+    new.send(id, &east_packet(), &mut wire);
+    settle(&mut new, &mut west, &mut wire);
+    assert_eq!(west.delivered, [east_packet(), east_packet()]);
+    // What comes under either session says whose it is.
+    west.send(to_east, &west_packet(), &mut wire);
+    for (from, _, datagram) in in_old_session {
+        assert_eq!(addressee(&datagram), Some(Addressee::Session(Half::Lower)));
+        old.receive(from, &datagram, &mut Vec::new());
+    }
+    for (from, _, datagram) in std::mem::take(&mut wire) {
+        assert_eq!(addressee(&datagram), Some(Addressee::Session(Half::Upper)));
+        new.receive(from, &datagram, &mut Vec::new());
+    }
+    assert_eq!((&old.delivered[..], &new.delivered[..]), (&[west_packet()][..], &[west_packet()][..]));
+}
+
+#[test]
+fn a_retired_engine_begins_nothing_and_answers_nothing_until_it_is_called_back() {
+    let (mut east, to_west, mut west, to_east, mut wire) = pair();
+    east.engine.retire(true);
+    let later = |s| Instant::now() + Duration::from_secs(s);
+    east.tick(&mut wire, later(1));
+    east.send(to_west, &east_packet(), &mut wire);
+    assert_eq!((wire.len(), east.dropped.pop()), (0, Some(Drop::Retired)));
+    let to_east_config = tunnel(&key(1), Some("192.0.2.1:51820"), &["10.1.0.0/16"]);
+    west.configure("iw-east", to_east_config);
+    west.tick(&mut wire, later(1));
+    settle(&mut east, &mut west, &mut wire);
+    assert_eq!(
+        (east.dropped.pop(), west.engine.facts()[&to_east].since_handshake),
+        (Some(Drop::Retired), None)
+    );
+    east.engine.retire(false);
+    east.tick(&mut wire, later(2));
+    settle(&mut east, &mut west, &mut wire);
+    assert!(west.engine.facts()[&to_east].since_handshake.is_some());
+}

@@ -8,7 +8,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use isthmus_model::dataplane::KeySlot;
 
-use super::{Device, DeviceId, Engine, INDEX_MASK, PeerFacts};
+use super::{Device, DeviceId, Engine, PeerFacts};
 use crate::allowed::AllowedIps;
 use crate::key::{PrivateKey, PublicKey};
 use crate::peer::{OwnKey, Peer, PeerConfig, PeerId};
@@ -176,11 +176,6 @@ impl Engine {
     }
 
     fn free_index(&mut self) -> u32 {
-        while self.indices.contains_key(&self.next_index) {
-            self.next_index = (self.next_index + 1) & INDEX_MASK;
-        }
-        let index = self.next_index;
-        self.next_index = (self.next_index + 1) & INDEX_MASK;
-        index
+        self.free.next(|index| self.indices.contains_key(&index))
     }
 }

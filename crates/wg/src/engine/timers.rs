@@ -59,7 +59,13 @@ impl Engine {
     fn poll_due(&mut self, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
         while let Some(id) = self.due.pop_front() {
             let Some(peer) = self.peers.get_mut(id.0) else { continue };
-            let sent = run_timers(peer, buffer, now);
+            let sent = match self.retired {
+                true => {
+                    expire(peer, now);
+                    None
+                }
+                false => run_timers(peer, buffer, now),
+            };
             if peer.before.as_ref().is_some_and(|(_, until)| now >= *until)
                 && let Some((before, _)) = peer.before.take()
             {
@@ -72,6 +78,16 @@ impl Engine {
         }
         None
     }
+}
+
+/// Sessions end when they are too old, and nothing is sent for it.
+fn expire(peer: &mut Peer, now: Instant) {
+    let mut unsent = [0; MESSAGE_BYTES];
+    let before = peer.before.as_mut().map(|(sessions, _)| sessions);
+    for sessions in before.into_iter().chain([&mut peer.sessions]) {
+        sessions.tunn.update_timers(&mut unsent);
+    }
+    peer.refresh(now);
 }
 
 fn run_timers(peer: &mut Peer, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
