@@ -179,12 +179,14 @@ impl Pair {
 
     /// Process times so far, seconds of CPU, of all tunnel processes together.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        self.processes.iter().filter_map(|process| cpu_seconds(process.id())).sum()
+        let all = self.processes.iter().flat_map(|process| with_children(process.id()));
+        all.filter_map(cpu_seconds).sum()
     }
 
-    /// Resident memory of one tunnel process, MB; the larger of the two.
+    /// Resident memory of one tunnel process, with those that it started, MB; the larger of the two.
     pub(crate) fn resident_mb(&self) -> f64 {
-        let all = self.processes.iter().filter_map(|process| resident_kb(process.id()));
+        let sum = |process: u32| with_children(process).into_iter().map(resident_kb).sum::<Option<u64>>();
+        let all = self.processes.iter().filter_map(|process| sum(process.id()));
         all.max().map_or(f64::NAN, |kb| kb as f64 / 1e3)
     }
 }
@@ -239,6 +241,13 @@ pub(crate) fn drain(process: &mut Child) {
     if let Some(mut printed) = process.stdout.take() {
         std::thread::spawn(move || std::io::copy(&mut printed, &mut std::io::sink()));
     }
+}
+
+/// Ours has a parent that keeps what must survive, and a worker.
+fn with_children(process: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+    let children = children.unwrap_or_default();
+    std::iter::once(process).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
 }
 
 fn cpu_seconds(process: u32) -> Option<f64> {

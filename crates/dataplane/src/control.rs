@@ -3,19 +3,21 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufReader};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_model::dataplane::{Report, Request};
 use isthmus_packet_io::{receive_byte, send_byte};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::sockopt::{AcceptConn, PeerCredentials};
+use nix::sys::socket::{UnixAddr, getsockname, getsockopt};
 
 use crate::board::Board;
+use crate::kept::{KeptName, Parent};
 use crate::owner::OwnerSocket;
 use crate::packets::PacketThread;
 use crate::probe::ProbeThread;
@@ -24,11 +26,22 @@ use crate::wire::{PROTOCOL_VERSION, read_frame, write_frame};
 /// How long an agent may take to say hello or to read a report.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a process that is going may take.
+const GOING: Duration = Duration::from_secs(2);
+
 /// What a connection acts upon.
 pub(crate) struct Parts {
     pub(crate) board: Arc<Board>,
     pub(crate) packets: PacketThread,
     pub(crate) probes: ProbeThread,
+    pub(crate) parent: Parent,
+}
+
+/// What a worker before this one had.
+pub(crate) struct Inherited {
+    pub(crate) owner: Option<OwnedFd>,
+    /// The socket itself: agents that knock in between are heard.
+    pub(crate) agents: Option<OwnedFd>,
 }
 
 struct Shared {
@@ -42,9 +55,14 @@ struct Shared {
 ///
 /// # Errors
 /// The path cannot be used, or another data plane process serves it.
-pub(crate) fn start(path: &Path, parts: Parts) -> io::Result<()> {
-    let listener = bind(path)?;
-    let shared = Arc::new(Shared { parts, owner: OwnerSocket::default(), applying: Mutex::new(()) });
+pub(crate) fn start(path: &Path, inherited: Inherited, parts: Parts) -> io::Result<()> {
+    let listener = match inherited.agents.filter(|socket| serves(socket, path)) {
+        Some(kept) => UnixListener::from(kept),
+        None => bind(path)?,
+    };
+    parts.parent.keep(KeptName::agents(), &listener);
+    let owner = OwnerSocket::new(inherited.owner);
+    let shared = Arc::new(Shared { parts, owner, applying: Mutex::new(()) });
     spawn("accept", move || {
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
@@ -65,14 +83,26 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).map(|_| ())
 }
 
+/// Whether it is the socket that the path leads to, and not one that was there before.
+fn serves(socket: &OwnedFd, path: &Path) -> bool {
+    let bound = getsockname::<UnixAddr>(socket.as_raw_fd());
+    let listens = getsockopt(socket, AcceptConn).unwrap_or(false);
+    bound.is_ok_and(|bound| bound.path() == Some(path)) && listens && path.exists()
+}
+
 fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         fs::set_permissions(dir, Permissions::from_mode(0o700))?;
     }
-    if UnixStream::connect(path).is_ok() {
-        let text = format!("another data plane process serves {}", path.display());
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    // One whose parent has just been killed still takes a moment to go.
+    let deadline = Instant::now() + GOING;
+    while UnixStream::connect(path).is_ok() {
+        if Instant::now() >= deadline {
+            let text = format!("another data plane process serves {}", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        std::thread::park_timeout(GOING / 100);
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -99,6 +129,7 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         return Err(io::Error::other(format!("the agent speaks protocol {version}, this process 1")));
     }
     let owner = shared.owner.agree(offered)?;
+    shared.parts.parent.keep(KeptName::owner(), &owner);
     send_byte(stream, PROTOCOL_VERSION, Some(owner.as_fd()))?;
     drop(owner);
     stream.set_read_timeout(None)?;

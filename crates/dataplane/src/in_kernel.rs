@@ -21,9 +21,9 @@ use isthmus_wg_kernel::{Change, Device, WireGuard};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::board::Board;
-use crate::keys::KeyStore;
+use crate::memory::{Memory, Scribe};
 use crate::packets::devices::{MTU_BYTES, is_tunnel_name};
-use crate::packets::{Command, PacketThread};
+use crate::packets::{Command, PacketThread, Start};
 use crate::rotation::Rotation;
 use isthmus_wg_device::{Ear, bell, sleep_until};
 use plan::{Wanted, is_alive, peer_change, ports};
@@ -33,18 +33,19 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often what the kernel counted is posted.
 const POST_EVERY: Duration = Duration::from_millis(500);
 
-/// Starts the thread, without tunnels.
+/// Starts the thread, with the tunnels that are remembered.
 ///
 /// # Errors
 /// No descriptors or threads left.
-pub(crate) fn start(wireguard: WireGuard, keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThread> {
+pub(crate) fn start(wireguard: WireGuard, start: Start) -> io::Result<PacketThread> {
     let (commands, commanded) = channel();
     let (bell, ear) = bell()?;
     let now = Instant::now();
-    let keeper = Keeper {
+    let mut keeper = Keeper {
         wireguard,
-        rotation: Rotation::new(keys, now),
-        board,
+        rotation: Rotation::new(start.keys, now),
+        board: start.board,
+        scribe: start.scribe,
         commanded,
         ear,
         config: DataplaneConfig::default(),
@@ -54,7 +55,15 @@ pub(crate) fn start(wireguard: WireGuard, keys: KeyStore, board: Arc<Board>) -> 
         next_look: now,
         next_post: now,
     };
-    std::thread::Builder::new().name("tunnels".into()).spawn(move || keeper.run())?;
+    let run = move || {
+        if let Some(memory) = start.memory {
+            for failure in keeper.configure(memory.config) {
+                tracing::warn!(failure, "not all goes on");
+            }
+        }
+        keeper.run();
+    };
+    std::thread::Builder::new().name("tunnels".into()).spawn(run)?;
     Ok(PacketThread::new(commands, bell))
 }
 
@@ -62,6 +71,7 @@ struct Keeper {
     wireguard: WireGuard,
     rotation: Rotation,
     board: Arc<Board>,
+    scribe: Scribe,
     commanded: Receiver<Command>,
     ear: Ear,
     /// As it was told last.
@@ -257,6 +267,7 @@ impl Keeper {
         }
         self.told_alive = alive;
         self.board.post_tunnels(states.clone());
+        self.scribe.note(Memory::new(&self.config, &states, self.board.probes()));
         self.board.post_keys(self.rotation.keys().told());
         states
     }

@@ -3,27 +3,29 @@
 //! agent is exchanged. The agent configures it through a Unix socket ([`client`]), and it holds, on the agent's behalf, the netlink
 //! socket that owns our nftables table.
 //!
-//! Three kinds of threads: one carries packets and owns the engine, so that no packet takes a lock; one runs the probes; and each
-//! connection of an agent has a pair. They meet on the board ([`board`]), where what was measured is posted.
+//! The process that is started ([`parent`]) does nothing but keep what must survive: descriptors, and what its worker remembered. All work is
+//! done by the worker ([`worker`]), which is started again whenever it ends.
+//!
+//! A worker has three kinds of threads: one carries packets and owns the engine, so that no packet takes a lock; one runs the probes;
+//! and each connection of an agent has a pair. They meet on the board ([`board`]), where what was measured is posted.
 
 mod board;
 pub mod client;
 mod control;
 mod in_kernel;
+mod kept;
 mod keys;
+mod memory;
 mod owner;
 mod packets;
+mod parent;
 mod probe;
 mod rotation;
 mod wire;
+mod worker;
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
-
-use nix::sys::signal::{SigSet, Signal};
-
-use isthmus_model::dataplane::WireGuardMode;
 
 pub use keys::KeyError;
 
@@ -86,6 +88,9 @@ pub enum StartError {
     /// The kernel was asked for and cannot.
     #[error("the kernel has no WireGuard ({0}): load its module `wireguard`, or start with --wireguard auto")]
     NoKernelWireGuard(std::io::Error),
+    /// The worker ended before it carried anything.
+    #[error("the worker process ended with code {0} before it could start; it has said why")]
+    Worker(i32),
     /// A system call failed.
     #[error("cannot {0}: {1}")]
     System(&'static str, std::io::Error),
@@ -93,53 +98,14 @@ pub enum StartError {
 
 /// Serves until SIGTERM or SIGINT. Devices, routes and the nftables table stay when it ends.
 ///
+/// The process that calls it starts itself again, with the same arguments, as its worker: what is called before has to come to
+/// the same there.
+///
 /// # Errors
 /// [`StartError`], before anything was changed on the node.
 pub fn run(options: &Options) -> Result<(), StartError> {
-    end_with_any_thread();
-    let mut ending = SigSet::empty();
-    ending.add(Signal::SIGTERM);
-    ending.add(Signal::SIGINT);
-    ending.thread_block().map_err(|errno| StartError::System("block signals", errno.into()))?;
-
-    let keys = keys::KeyStore::open(&options.state_dir)?;
-    let kernel = kernel_wireguard(options.wireguard)?;
-    let mode = if kernel.is_some() { WireGuardMode::Kernel } else { WireGuardMode::Userspace };
-    let board = Arc::new(board::Board::new(keys.told(), mode));
-    let packets = match kernel {
-        Some(wireguard) => in_kernel::start(wireguard, keys, Arc::clone(&board)),
-        None => packets::start(keys, Arc::clone(&board)),
-    };
-    let packets = packets.map_err(|error| StartError::System("start the packet thread", error))?;
-    let probes = probe::start(Arc::clone(&board))
-        .map_err(|error| StartError::System("start the probe thread", error))?;
-    control::start(&options.socket, control::Parts { board, packets, probes })
-        .map_err(|error| StartError::System("serve the agent's socket", error))?;
-    tracing::info!(socket = %options.socket.display(), mode = mode.name(), "data plane ready, waiting for the agent");
-    let signal = ending.wait().map_err(|errno| StartError::System("wait for signals", errno.into()))?;
-    tracing::info!(%signal, "data plane ends; devices and routes stay");
-    Ok(())
-}
-
-fn kernel_wireguard(choice: WireGuardChoice) -> Result<Option<isthmus_wg_kernel::WireGuard>, StartError> {
-    if choice == WireGuardChoice::Userspace {
-        return Ok(None);
+    match std::env::var(parent::CHANNEL) {
+        Ok(number) => worker::run(options, &number),
+        Err(_) => parent::run(),
     }
-    match isthmus_wg_kernel::WireGuard::open() {
-        Ok(wireguard) => Ok(Some(wireguard)),
-        Err(error) if choice == WireGuardChoice::Kernel => Err(StartError::NoKernelWireGuard(error)),
-        Err(error) => {
-            tracing::info!(%error, "the kernel has no WireGuard for us; this process encrypts");
-            Ok(None)
-        }
-    }
-}
-
-/// A thread that panicked would leave a process that looks alive and carries nothing: end it, so that it is started again.
-fn end_with_any_thread() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        std::process::abort();
-    }));
 }

@@ -15,6 +15,11 @@ use nix::sys::socket::{
 pub(crate) struct OwnerSocket(Mutex<Option<OwnedFd>>);
 
 impl OwnerSocket {
+    /// With the one that is kept, if that is one.
+    pub(crate) fn new(kept: Option<OwnedFd>) -> Self {
+        Self(Mutex::new(kept.filter(is_netlink)))
+    }
+
     /// The socket for an agent, which may have brought the one that it uses already.
     ///
     /// # Errors
@@ -22,7 +27,7 @@ impl OwnerSocket {
     pub(crate) fn agree(&self, offered: Option<OwnedFd>) -> io::Result<OwnedFd> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let socket = match offered {
-            Some(offered) if getsockname::<NetlinkAddr>(offered.as_raw_fd()).is_ok() => offered,
+            Some(offered) if is_netlink(&offered) => offered,
             Some(_) => return Err(io::Error::other("the agent offered something that is no netlink socket")),
             None => match held.take() {
                 Some(socket) => socket,
@@ -31,6 +36,10 @@ impl OwnerSocket {
         };
         held.insert(socket).try_clone()
     }
+}
+
+fn is_netlink(socket: &OwnedFd) -> bool {
+    getsockname::<NetlinkAddr>(socket.as_raw_fd()).is_ok()
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -64,6 +73,7 @@ mod tests {
     #[test]
     fn something_else_than_a_netlink_socket_is_refused() {
         let other = std::fs::File::open("/dev/null").unwrap();
-        assert!(OwnerSocket::default().agree(Some(other.into())).is_err());
+        assert!(OwnerSocket::default().agree(Some(other.try_clone().unwrap().into())).is_err());
+        assert_ne!(port(&OwnerSocket::new(Some(other.into())).agree(None).unwrap()), 0, "a new one");
     }
 }

@@ -6,18 +6,21 @@ pub(crate) mod devices;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::dataplane::{DataplaneConfig, KeySlot, TunnelState};
 use isthmus_model::ids::LinkName;
-use isthmus_packet_io::UdpPort;
+use isthmus_packet_io::{Lifetime, Tun, UdpPort};
 use isthmus_wg::{DeviceId, Engine, PrivateKey};
 use isthmus_wg_device::{Bell, Carrier, bell};
 
 use crate::board::Board;
+use crate::kept::{Kept, KeptName, Parent};
 use crate::keys::KeyStore;
+use crate::memory::{Memory, Scribe};
 use crate::rotation::Rotation;
 use devices::Devices;
 
@@ -62,31 +65,53 @@ impl PacketThread {
     }
 }
 
-/// Starts the thread, without tunnels.
+/// What the thread starts with, whoever encrypts.
+pub(crate) struct Start {
+    pub(crate) keys: KeyStore,
+    pub(crate) board: Arc<Board>,
+    pub(crate) scribe: Scribe,
+    /// Of a worker before this one.
+    pub(crate) memory: Option<Memory>,
+}
+
+/// Devices and port of a worker before this one.
+pub(crate) struct Inherited {
+    pub(crate) kept: Kept,
+    pub(crate) parent: Parent,
+}
+
+/// Starts the thread, with the tunnels that are remembered.
 ///
 /// # Errors
 /// No descriptors or threads left.
-pub(crate) fn start(keys: KeyStore, board: Arc<Board>) -> io::Result<PacketThread> {
+pub(crate) fn start(start: Start, inherited: Inherited) -> io::Result<PacketThread> {
     let (commands, commanded) = channel();
     let (bell, ear) = bell()?;
     let mut first_index = [0; 4];
     getrandom::fill(&mut first_index).map_err(|error| io::Error::other(error.to_string()))?;
     let now = Instant::now();
     let mut engine = Engine::new(u32::from_le_bytes(first_index), now);
-    engine.set_keys(owned(&keys));
-    let packets = Packets {
-        rotation: Rotation::new(keys, now),
+    engine.set_keys(owned(&start.keys));
+    let mut packets = Packets {
+        rotation: Rotation::new(start.keys, now),
         config: DataplaneConfig::default(),
         carrier: Carrier::new(engine, ear)?,
-        board,
+        board: start.board,
+        scribe: start.scribe,
         commanded,
         wanted_port: None,
-        devices: Devices::default(),
+        devices: Devices::new(inherited),
         told_handshakes: BTreeMap::new(),
         next_post: now,
         next_retry: now,
     };
-    std::thread::Builder::new().name("packets".into()).spawn(move || packets.run())?;
+    let run = move || {
+        if let Some(memory) = start.memory {
+            packets.resume(memory);
+        }
+        packets.run();
+    };
+    std::thread::Builder::new().name("packets".into()).spawn(run)?;
     Ok(PacketThread::new(commands, bell))
 }
 
@@ -96,6 +121,7 @@ struct Packets {
     config: DataplaneConfig,
     carrier: Carrier,
     board: Arc<Board>,
+    scribe: Scribe,
     commanded: Receiver<Command>,
     wanted_port: Option<u16>,
     devices: Devices,
@@ -135,6 +161,16 @@ impl Packets {
         }
     }
 
+    /// Goes on with what the worker before ran, and asks every peer for a session where it was last.
+    fn resume(&mut self, memory: Memory) {
+        for failure in self.configure(memory.config) {
+            tracing::warn!(failure, "not all goes on");
+        }
+        for (name, endpoint) in memory.endpoints {
+            self.carrier.engine.move_tunnel(&name, endpoint);
+        }
+    }
+
     fn misses_port(&self) -> bool {
         self.carrier.port().is_none() && self.wanted_port.is_some()
     }
@@ -166,7 +202,9 @@ impl Packets {
         failures.extend(self.devices.serve(&mut self.carrier, wanted));
         let wanted_port = config.gateway.then_some(config.listen_port);
         if self.wanted_port != wanted_port {
-            self.wanted_port = wanted_port;
+            if let Some(port) = std::mem::replace(&mut self.wanted_port, wanted_port) {
+                self.devices.inherited.parent.forget(KeptName::port(port));
+            }
             failures.extend(self.carrier.set_port(None).err().map(|error| error.to_string()));
         }
         failures.extend(self.open_port().err());
@@ -178,7 +216,8 @@ impl Packets {
     fn open_port(&mut self) -> Result<(), String> {
         let Some(port) = self.wanted_port else { return Ok(()) };
         if self.carrier.port().is_none() {
-            let opened = UdpPort::open(port).and_then(|opened| self.carrier.set_port(Some(opened)));
+            let opened =
+                self.devices.inherited.port(port).and_then(|opened| self.carrier.set_port(Some(opened)));
             opened.map_err(|error| format!("cannot listen on UDP port {port}: {error}"))?;
             tracing::info!(port, "WireGuard port open");
         }
@@ -225,8 +264,46 @@ impl Packets {
         }
         self.told_handshakes = handshakes;
         self.board.post_tunnels(states.clone());
+        self.scribe.note(Memory::new(&self.config, &states, self.board.probes()));
         self.board.post_keys(self.rotation.keys().told());
         states
+    }
+}
+
+impl Inherited {
+    /// The port: the one that is kept, or a new one, which is kept from now on.
+    fn port(&mut self, number: u16) -> io::Result<UdpPort> {
+        let name = KeptName::port(number);
+        match self.kept.take(&name).map(|kept| UdpPort::adopt(kept, number)) {
+            Some(Ok(port)) => return Ok(port),
+            Some(Err(error)) => tracing::warn!(%error, "the WireGuard port is opened anew"),
+            None => {}
+        }
+        self.parent.forget(name.clone());
+        let port = UdpPort::open(number)?;
+        self.parent.keep(name, &port);
+        Ok(port)
+    }
+
+    /// The tunnel device, likewise.
+    fn device(&mut self, link: &LinkName) -> io::Result<Tun> {
+        let name = KeptName::tun(link);
+        match self.kept.take(&name).map(|kept| Tun::adopt(kept, link.as_str())) {
+            Some(Ok(tun)) => return Ok(tun),
+            Some(Err(error)) => tracing::warn!(%error, "the tunnel device is opened anew"),
+            None => {}
+        }
+        self.parent.forget(name.clone());
+        let tun = Tun::open(link.as_str(), devices::MTU_BYTES, Lifetime::Persistent)?;
+        self.parent.keep(name, &tun);
+        Ok(tun)
+    }
+
+    /// What nobody has asked for, and is not kept any longer.
+    fn take_rest(&mut self) -> BTreeMap<KeptName, OwnedFd> {
+        let rest = self.kept.take_rest();
+        rest.keys().for_each(|name| self.parent.forget(name.clone()));
+        rest
     }
 }
 

@@ -10,7 +10,9 @@ mod probe;
 mod tun;
 mod udp;
 
-pub use descriptor::{receive_byte, send_byte};
+pub use descriptor::{
+    bequeath, inherited, receive_byte, receive_record, record_pair, send_byte, send_record,
+};
 pub use offload::{Outgoing, Run};
 pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
 pub use tun::{Lifetime, READ_BYTES, Tun};

@@ -61,6 +61,23 @@ impl Tun {
         Ok(tun)
     }
 
+    /// Goes on serving a device that another process has opened and handed over.
+    ///
+    /// # Errors
+    /// Somebody has deleted the device, or it is another one, or no device at all.
+    pub fn adopt(device: OwnedFd, name: &str) -> io::Result<Self> {
+        let mut request = request_for(name)?;
+        // SAFETY: TUNGETIFF writes one `ifreq`, which outlives the call.
+        check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })
+            .map_err(|error| explain(&error, &format!("go on serving the TUN device {name}")))?;
+        if request.ifr_name != request_for(name)?.ifr_name {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is another device")));
+        }
+        let mut tun = Self { device, name: name.to_owned(), datagrams: false };
+        tun.take_over_offload()?;
+        Ok(tun)
+    }
+
     /// Whether datagrams may be joined for it, as Linux has it from 6.2 on.
     pub fn takes_datagrams(&self) -> bool {
         self.datagrams

@@ -5,9 +5,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::sockopt::{Ipv6V6Only, Mark, RcvBufForce, SendTimeout, SndBufForce, UdpGroSegment};
+use nix::sys::socket::sockopt::{
+    self, Ipv6V6Only, Mark, RcvBufForce, SendTimeout, SndBufForce, UdpGroSegment,
+};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn6, bind, getsockname, setsockopt, socket,
+    AddressFamily, SockFlag, SockType, SockaddrIn6, bind, getsockname, getsockopt, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -53,6 +55,18 @@ impl UdpPort {
         let _ = setsockopt(&socket, UdpGroSegment, &true);
         bind(socket.as_raw_fd(), &SockaddrIn6::from(std::net::SocketAddrV6::new([0; 8].into(), port, 0, 0)))?;
         Ok(Self { socket })
+    }
+
+    /// Goes on with a port that another process has opened and handed over.
+    ///
+    /// # Errors
+    /// It is no UDP socket of this port.
+    pub fn adopt(socket: OwnedFd, port: u16) -> io::Result<Self> {
+        let adopted = Self { socket };
+        if getsockopt(&adopted.socket, sockopt::SockType)? != SockType::Datagram || adopted.port()? != port {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is not UDP port {port}")));
+        }
+        Ok(adopted)
     }
 
     /// Marks what is sent, for policy routing (SO_MARK); 0 for no mark.
@@ -421,5 +435,21 @@ mod tests {
         assert_eq!(batch.groups_from(0), [3, 3, 1]);
         batch.segmentation = false;
         assert_eq!(batch.groups_from(0), [1; 7]);
+    }
+
+    #[test]
+    fn a_port_is_adopted_with_what_has_arrived_and_nothing_else_is() {
+        let (a, b) = (UdpPort::open(0).unwrap(), UdpPort::open(0).unwrap());
+        let port = b.port().unwrap();
+        let mut batch = SendBatch::default();
+        batch.slot()[..5].copy_from_slice(b"early");
+        batch.commit(([127, 0, 0, 1], port).into(), 5);
+        batch.flush(&a);
+        let copy = |port: &UdpPort| port.as_fd().try_clone_to_owned().unwrap();
+        assert!(UdpPort::adopt(copy(&a), port).is_err());
+        assert!(UdpPort::adopt(std::fs::File::open("/dev/null").unwrap().into(), port).is_err());
+        let adopted = UdpPort::adopt(copy(&b), port).unwrap();
+        drop(b);
+        assert_eq!(receive(&adopted, 1)[0].1, b"early");
     }
 }

@@ -90,7 +90,10 @@ impl Carrier {
     /// # Errors
     /// No memory left in the kernel; there is no port then.
     pub fn set_port(&mut self, port: Option<UdpPort>) -> io::Result<()> {
-        self.port = None;
+        // Another process may have the same socket open: closing it here does not end that it is waited for.
+        if let Some(port) = self.port.take() {
+            let _ = self.epoll.delete(&port);
+        }
         if let Some(port) = &port {
             self.epoll.add(port, EpollEvent::new(EpollFlags::EPOLLIN, PORT))?;
         }

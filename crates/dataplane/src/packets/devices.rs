@@ -10,43 +10,60 @@ use isthmus_packet_io::{Lifetime, Tun};
 use isthmus_wg::DeviceId;
 use isthmus_wg_device::Carrier;
 
+use super::Inherited;
+use crate::kept::KeptName;
+
 /// MTU of a device that is made here: what IPv6 over 1500-byte Ethernet leaves of a packet (1500 - 40 - 8 - 32).
 pub(crate) const MTU_BYTES: u16 = 1420;
 
-#[derive(Default)]
 pub(super) struct Devices {
+    pub(super) inherited: Inherited,
     names: BTreeMap<DeviceId, LinkName>,
     /// What an earlier process left behind is taken away once, with the first configuration.
     swept: bool,
 }
 
 impl Devices {
+    pub(super) fn new(inherited: Inherited) -> Self {
+        Self { inherited, names: BTreeMap::new(), swept: false }
+    }
+
     /// Serves exactly these. Returns what could not be done.
     pub(super) fn serve(
         &mut self,
         carrier: &mut Carrier,
         wanted: BTreeMap<DeviceId, LinkName>,
     ) -> Vec<String> {
-        for id in self.names.keys().filter(|id| !wanted.contains_key(id)) {
+        for (id, name) in self.names.iter().filter(|(id, _)| !wanted.contains_key(id)) {
+            self.inherited.parent.forget(KeptName::tun(name));
             carrier.release(*id).into_iter().for_each(remove);
         }
-        if !std::mem::replace(&mut self.swept, true) {
+        let first = !std::mem::replace(&mut self.swept, true);
+        if first {
             sweep_kernels();
-            let names: BTreeSet<&str> = wanted.values().map(LinkName::as_str).collect();
-            sweep(&names);
         }
         self.names = wanted;
-        self.reopen(carrier)
+        let failures = self.reopen(carrier);
+        if first {
+            let mut known: BTreeSet<String> = self.names.values().map(ToString::to_string).collect();
+            for (name, descriptor) in self.inherited.take_rest() {
+                let Some(link) = name.as_tun() else { continue };
+                known.insert(link.to_owned());
+                Tun::adopt(descriptor, link).into_iter().for_each(remove);
+            }
+            sweep(&known);
+        }
+        failures
     }
 
     /// Opens those that are not there.
-    pub(super) fn reopen(&self, carrier: &mut Carrier) -> Vec<String> {
+    pub(super) fn reopen(&mut self, carrier: &mut Carrier) -> Vec<String> {
         let mut failures = Vec::new();
         for (id, name) in &self.names {
             if carrier.device(*id).is_some() {
                 continue;
             }
-            let opened = Tun::open(name.as_str(), MTU_BYTES, Lifetime::Persistent);
+            let opened = self.inherited.device(name);
             match opened.and_then(|tun| carrier.serve(*id, tun)) {
                 Ok(()) => tracing::info!(device = %name, "tunnel device served"),
                 Err(error) => failures.push(error.to_string()),
@@ -61,7 +78,7 @@ impl Devices {
     }
 
     /// Somebody has deleted the device.
-    pub(super) fn lost(&self, carrier: &mut Carrier, id: DeviceId) {
+    pub(super) fn lost(&mut self, carrier: &mut Carrier, id: DeviceId) {
         if let Some(name) = self.names.get(&id) {
             tracing::warn!(device = %name, "tunnel device was deleted, making it again");
             self.reopen(carrier);
@@ -69,12 +86,12 @@ impl Devices {
     }
 }
 
-/// Takes away tunnel devices of an earlier process that nobody wants.
-fn sweep(wanted: &BTreeSet<&str>) {
+/// Takes away tunnel devices of an earlier process that nobody wants or knows of.
+fn sweep(known: &BTreeSet<String>) {
     let Ok(links) = nix::net::if_::if_nameindex() else { return };
     for link in &links {
         let Ok(name) = link.name().to_str() else { continue };
-        if is_tunnel_name(name) && !wanted.contains(name) {
+        if is_tunnel_name(name) && !known.contains(name) {
             match Tun::open(name, MTU_BYTES, Lifetime::Persistent) {
                 Ok(tun) => remove(tun),
                 Err(error) => tracing::warn!(%error, name, "cannot take the tunnel device away"),

@@ -59,6 +59,14 @@ impl MtuSearch {
         Self { max, found: None, phase, next_search: now, trying: None, tries: 0 }
     }
 
+    /// A search that has found this before, and confirms it.
+    pub(crate) fn found_before(max: u16, found: u16, now: Instant) -> Self {
+        let search = Self::new(max, now);
+        let found = Some(found).filter(|found| (FLOOR_BYTES..=search.max).contains(found));
+        let next_search = if found.is_some() { now + SEARCH_EVERY } else { now };
+        Self { found, next_search, ..search }
+    }
+
     /// The largest size that is known to pass.
     pub(crate) fn found(&self) -> Option<u16> {
         self.found

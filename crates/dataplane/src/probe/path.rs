@@ -68,6 +68,17 @@ impl Path {
         }
     }
 
+    /// A path that another worker has probed until now: as it was, until probes say otherwise.
+    pub(crate) fn known(probe: &Probe, known: &ProbeState, now: Instant) -> Self {
+        let mtu = probe.mtu_max.map(|max| match known.path_mtu {
+            Some(found) => MtuSearch::found_before(max, found, now),
+            None => MtuSearch::new(max, now),
+        });
+        let told = (known.up, known.reaches.clone(), mtu.as_ref().and_then(MtuSearch::found));
+        let (up, reaches) = (known.up, known.reaches.clone());
+        Self { up, was_up: up, reaches, mtu, told, ..Self::new(probe, now) }
+    }
+
     /// Whether answers come.
     pub(crate) fn is_up(&self) -> bool {
         self.up
@@ -284,5 +295,28 @@ mod tests {
         path.answered(&Answer { more: true, ..answer(header) }, 0, now);
         let (_, second) = path.poll(now + Duration::from_secs(1), || 2).unwrap();
         assert_eq!((first, second), (128, 256));
+    }
+
+    #[test]
+    fn a_path_that_was_up_stays_so_until_as_many_probes_as_ever_are_unanswered() {
+        let start = Instant::now();
+        let reaches = BTreeSet::from(["west".to_owned()]);
+        let known = ProbeState { up: true, path_mtu: Some(1380), reaches, ..ProbeState::default() };
+        let probe = Probe { mtu_max: Some(1420), ..probe() };
+        let mut path = Path::known(&probe, &known, start);
+        assert_eq!(path.state(), known);
+        assert!(!path.take_news(), "nothing that was not told before");
+        let downs = (0..4).map(|turn| {
+            path.poll(start + probe_interval() * turn, || 1);
+            path.is_up()
+        });
+        assert_eq!(downs.collect::<Vec<_>>(), [true, true, true, false]);
+        assert!(path.take_news());
+        let wide = ProbeState { path_mtu: Some(9000), ..known };
+        assert_eq!(Path::known(&probe, &wide, start).state().path_mtu, None, "more than may be looked for");
+    }
+
+    fn probe_interval() -> Duration {
+        Duration::from_millis(probe().interval_ms.into())
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::{DataplaneConfig, Probe};
+use isthmus_model::dataplane::{DataplaneConfig, Probe, ProbeState};
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::PROBE_PORT;
 use isthmus_packet_io::{ProbeSocket, ProbeSocketOptions};
@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use super::datagram::{self, Header, MAX_BYTES, Purpose};
 use super::path::Path;
 use crate::board::Board;
+use crate::memory::Memory;
 use isthmus_wg_device::{Bell, Ear, bell, sleep_until};
 
 /// How often quantities are posted, sizes are thought of, and sockets that could not be opened are tried again.
@@ -44,15 +45,15 @@ impl ProbeThread {
     }
 }
 
-/// Starts the thread, without probes.
+/// Starts the thread, with the probes that are remembered.
 ///
 /// # Errors
 /// No descriptors or threads left.
-pub(crate) fn start(board: Arc<Board>) -> io::Result<ProbeThread> {
+pub(crate) fn start(board: Arc<Board>, memory: Option<Memory>) -> io::Result<ProbeThread> {
     let (commands, commanded) = channel();
     let (bell, ear) = bell()?;
     let now = Instant::now();
-    let prober = Prober {
+    let mut prober = Prober {
         board,
         commanded,
         ear,
@@ -65,7 +66,13 @@ pub(crate) fn start(board: Arc<Board>) -> io::Result<ProbeThread> {
         next_post: now,
         next_retry: now,
     };
-    std::thread::Builder::new().name("probes".into()).spawn(move || prober.run())?;
+    let run = move || {
+        if let Some(memory) = memory {
+            prober.configure(memory.config, &memory.probes);
+        }
+        prober.run();
+    };
+    std::thread::Builder::new().name("probes".into()).spawn(run)?;
     Ok(ProbeThread { commands, bell })
 }
 
@@ -153,7 +160,13 @@ impl Prober {
 
     fn obey(&mut self) {
         self.ear.hush();
-        let Some(config) = self.commanded.try_iter().last() else { return };
+        if let Some(config) = self.commanded.try_iter().last() {
+            self.configure(config, &BTreeMap::new());
+        }
+    }
+
+    /// Runs the probes of this configuration. Paths that are new begin with what is known of them.
+    fn configure(&mut self, config: DataplaneConfig, known: &BTreeMap<String, ProbeState>) {
         let now = Instant::now();
         self.peers =
             config.tunnels.into_iter().map(|(device, tunnel)| (device, tunnel.peer.to_string())).collect();
@@ -161,7 +174,13 @@ impl Prober {
         for (name, probe) in config.probes {
             let running = match before.remove(&name) {
                 Some(running) if running.probe == probe => running,
-                _ => Running { path: Path::new(&probe, now), probe, socket: None },
+                _ => {
+                    let path = match known.get(&name) {
+                        Some(known) => Path::known(&probe, known, now),
+                        None => Path::new(&probe, now),
+                    };
+                    Running { path, probe, socket: None }
+                }
             };
             self.probes.insert(name, running);
         }

@@ -2,6 +2,7 @@
 //! Two namespaces that belong to two sleeping processes: when the test ends, so do they, and nothing is left.
 
 pub mod agents;
+pub mod pinger;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -198,7 +199,7 @@ impl Side {
         side
     }
 
-    fn command(&self, script: &str) -> Command {
+    pub fn command(&self, script: &str) -> Command {
         let mut command = Command::new("nsenter");
         let net = format!("--net=/proc/{}/ns/net", self.holder.id());
         command.args([&net, "sh", "-c", script]).stderr(Stdio::null()).stdout(Stdio::null());
@@ -255,6 +256,30 @@ impl Side {
         let mut process = self.process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// The processes that work for the one that was started.
+    pub fn workers(&self) -> Vec<i32> {
+        let parent = self.process.as_ref().unwrap().id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        children.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// Kills the one that works, and leaves its parent.
+    ///
+    /// # Panics
+    /// When not exactly one works.
+    pub fn kill_worker(&self) -> i32 {
+        let workers = self.workers();
+        let [worker] = workers[..] else { panic!("workers: {workers:?}") };
+        let pid = nix::unistd::Pid::from_raw(worker);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        worker
+    }
+
+    /// What the process has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     /// Connects as an agent does, bringing the owner socket or not.
@@ -340,7 +365,7 @@ impl Side {
                 Ok(Event::Report(Report::State(state))) => events.1 = state,
                 Ok(Event::Report(Report::Failed(text))) => failed.push(text),
                 other => {
-                    let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                    let log = self.log();
                     panic!(
                         "{}: not within {PATIENCE:?}: {what}; last {:#?}; failures {failed:?}; {other:?}\n{log}",
                         self.name, events.1

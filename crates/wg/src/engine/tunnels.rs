@@ -46,6 +46,13 @@ impl Engine {
         self.tunnels.get(name).map(|tunnel| tunnel.device)
     }
 
+    /// The tunnel's peer was heard from there, as whoever ran the tunnel before us says.
+    pub fn move_tunnel(&mut self, name: &LinkName, endpoint: SocketAddr) {
+        if let Some(TunnelDevice { device, peer, .. }) = self.tunnels.get(name).copied() {
+            self.set_endpoint(device, peer, endpoint);
+        }
+    }
+
     /// What is known of each tunnel, by its device.
     pub fn facts(&self) -> BTreeMap<DeviceId, TunnelFacts> {
         let facts = self.tunnels.iter().filter_map(|(name, tunnel)| {

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The process that works dies, under a thousand pings a second; the one that started it starts another.
+
+// Shared by whoever tests with two namespaces; not every test needs all of it.
+#[allow(dead_code, unreachable_pub)]
+mod lab;
+
+use std::io::Write;
+use std::time::Duration;
+
+use isthmus_model::dataplane::{DataplaneState, Request};
+use lab::pinger::{self, Pinged, pinger};
+use lab::{Pair, Side, TUNNEL, as_root, ping_loss, within};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What is asked of a crash.
+const BACK_WITHIN: Duration = Duration::from_millis(300);
+
+/// Both know the way and its size.
+fn settled(pair: &Pair) {
+    for side in [&pair.east, &pair.west] {
+        side.until("the probe is up and the path's size known", |state| {
+            state.probes["tunnel"].up && state.probes["tunnel"].path_mtu.is_some()
+        });
+    }
+}
+
+/// Another process works than this one, and carries.
+fn another_than(side: &Side, before: i32) -> i32 {
+    within(PATIENCE, "another worker", || side.workers().into_iter().find(|worker| *worker != before))
+}
+
+/// Says what was seen, past the test runner.
+fn say(what: &str, pinged: &Pinged) {
+    let _ = writeln!(std::io::stderr(), "{what}: {pinged:?}");
+}
+
+#[test]
+fn a_worker_that_is_killed_is_back_before_anybody_misses_it() {
+    let mut gaps = Vec::new();
+    for _ in 0..3 {
+        let Some(mut pair) = as_root("crash") else { return };
+        gaps.extend(gaps_of_a_crash(&mut pair));
+    }
+    // The median: one of them may have met another's turn on the processor.
+    gaps.sort();
+    assert!(gaps[gaps.len() / 2] < BACK_WITHIN, "{gaps:?}");
+}
+
+/// The longest times without an answer, from and to the side whose worker is killed.
+fn gaps_of_a_crash(pair: &mut Pair) -> [Duration; 2] {
+    settled(pair);
+    let (owner, key) = (pair.east.owner_port(), pair.east.state().public_key);
+    let device = || format!("cat /sys/class/net/{TUNNEL}/ifindex");
+    let index = pair.east.run(&device());
+    let pings = [pinger(&pair.east, "10.2.0.0"), pinger(&pair.west, "fd01::")];
+    pair.east.run("ping -q -c 300 -i 0.001 -W 10 10.2.0.0");
+    let killed = pair.east.kill_worker();
+    another_than(&pair.east, killed);
+    // Half a second later, by the clock of pings that no tunnel carries.
+    pair.east.run("ping -q -c 500 -i 0.001 -W 1 192.0.2.2");
+    let answered = pair.east.run("ping -c 1 -W 10 10.2.0.0");
+    assert_eq!(ping_loss(&answered), 0, "{answered}\n{}", pair.east.log());
+    let pinged = pings.map(pinger::Pinger::stop);
+    say("IPv4 from the side whose worker was killed", &pinged[0]);
+    say("IPv6 to it", &pinged[1]);
+    pair.east.connect(false);
+    let state = pair.east.state();
+    assert!(state.probes["tunnel"].up, "nobody heard that a path was down: {state:#?}");
+    assert_eq!(state.probes["tunnel"].path_mtu, Some(1420));
+    assert_eq!((pair.east.owner_port(), &state.public_key), (owner, &key));
+    assert_eq!(pair.east.run(&device()), index, "the same device");
+    pinged.map(|pinged| pinged.longest_gap)
+}
+
+#[test]
+fn a_peer_that_roamed_and_has_no_known_place_is_found_again_after_a_crash() {
+    let Some(mut pair) = as_root("crash, roamed") else { return };
+    settled(&pair);
+    let mut config = pair.east_config();
+    config.tunnels.values_mut().for_each(|tunnel| tunnel.endpoint = None);
+    pair.east.request(&Request::Configure(config));
+    pair.west.run("ip addr del 192.0.2.2/24 dev wire; ip addr add 192.0.2.22/24 dev wire");
+    let moved = |state: &DataplaneState| {
+        lab::tunnel(state).endpoint.is_some_and(|endpoint| endpoint.ip().to_string() == "192.0.2.22")
+    };
+    pair.east.until("west is elsewhere", moved);
+    // Of that the memory is told with the next post.
+    let killed = pair.east.kill_worker();
+    another_than(&pair.east, killed);
+    pair.east.connect(false);
+    let state = pair.east.until("a handshake", |state| lab::tunnel(state).last_handshake_s.is_some());
+    assert!(moved(&state), "{state:#?}");
+    let out = pair.east.run("ping -c 5 -i 0.02 -W 10 10.2.0.0");
+    assert_eq!(ping_loss(&out), 0, "{out}");
+}
+
+#[test]
+fn workers_that_end_again_and_again_are_followed_by_one_that_waits_for_the_agent() {
+    let Some(mut pair) = as_root("crashes") else { return };
+    settled(&pair);
+    let mut killed = pair.east.kill_worker();
+    for _ in 0..5 {
+        killed = another_than(&pair.east, killed);
+        within(PATIENCE, "it can be killed", || (pair.east.workers() == [killed]).then_some(()));
+        pair.east.kill_worker();
+    }
+    another_than(&pair.east, killed);
+    pair.east.connect(true);
+    assert!(pair.east.state().tunnels.is_empty(), "{:#?}", pair.east.state());
+    pair.configure();
+    pair.east.until("a handshake", |state| lab::tunnel(state).last_handshake_s.is_some());
+    let out = pair.east.run("ping -c 5 -i 0.02 -W 10 10.2.0.0");
+    assert_eq!(ping_loss(&out), 0, "{out}");
+}
+
+#[test]
+fn the_worker_ends_with_its_parent() {
+    let Some(mut pair) = as_root("parent killed") else { return };
+    let workers = pair.east.workers();
+    pair.east.kill();
+    within(PATIENCE, "the worker has ended", || {
+        let gone = |pid: &i32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
+        workers.iter().all(gone).then_some(())
+    });
+}
