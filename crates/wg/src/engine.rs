@@ -18,6 +18,7 @@ use slab::Slab;
 
 use crate::address::destination;
 use crate::allowed::AllowedIps;
+use crate::gate::Admission;
 use crate::key::PublicKey;
 use crate::peer::{OwnKey, Peer, PeerId};
 
@@ -31,6 +32,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// Packets up to here are padded to 16 bytes (WireGuard paper, 5.4.6); larger ones could exceed the path by it.
 const PADDED_UP_TO: usize = 1280;
 
+/// Bytes of a cookie reply (WireGuard paper, 5.4.7).
+const COOKIE_BYTES: usize = 64;
+/// Counters from here on are refused (6.1 of the paper): the replay window of a session ends before them.
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// A device within one engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(u32);
@@ -90,6 +95,8 @@ pub enum Drop {
     NoEndpoint,
     /// There is no session, and whoever takes over asks for one.
     Retired,
+    /// More handshakes of its address than are worked on in a second.
+    TooMany,
 }
 
 /// What is known of a peer.
@@ -247,22 +254,19 @@ impl Engine {
         buffer: &'b mut [u8],
     ) -> Action<'b> {
         let mut found = None;
-        for (slot, own) in &self.own {
-            let mut cookie = [0; 64];
-            match own.gate.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-                Ok(Packet::HandshakeInit(initiation)) => {
+        for (slot, own) in &mut self.own {
+            let mut cookie = [0; COOKIE_BYTES];
+            match own.initiations.admit(from.ip(), datagram, &mut cookie) {
+                Admission::Admitted(Packet::HandshakeInit(initiation)) => {
                     let half = parse_handshake_anon(&own.private.secret(), &own.public.point(), &initiation);
                     let Ok(half) = half else { return Action::Dropped(Drop::Forged) };
                     found = Some((*slot, PublicKey::from_bytes(half.peer_static_public)));
                     break;
                 }
-                Err(TunnResult::WriteToNetwork(reply)) => {
-                    let datagram = &mut buffer[..reply.len()];
-                    datagram.copy_from_slice(reply);
-                    return Action::Send { to: from, datagram };
-                }
+                Admission::Ask(reply) => return ask(from, reply, buffer),
+                Admission::TooMany => return Action::Dropped(Drop::TooMany),
                 // Made for another key of ours, or for nobody here.
-                _ => {}
+                Admission::Admitted(_) | Admission::Forged => {}
             }
         }
         let Some((slot, peer)) = found else { return Action::Dropped(Drop::Forged) };
@@ -287,6 +291,9 @@ impl Engine {
         buffer: &'b mut [u8],
         now: Instant,
     ) -> Action<'b> {
+        if kind == Kind::Data && counter(datagram) >= REJECT_AFTER_MESSAGES {
+            return Action::Dropped(Drop::Replayed);
+        }
         let index = receiver >> 8;
         let known = match self.last_index {
             Some((last, id)) if last == index => Some(id),
@@ -295,9 +302,21 @@ impl Engine {
         self.last_index = known.map(|id| (index, id));
         let known = known.and_then(|id| Some((id, self.peers.get_mut(id.0)?)));
         let Some((id, peer)) = known else { return Action::Dropped(Drop::Unknown) };
+        let slot = peer.slot;
         let Some(sessions) = peer.receiver(index, kind == Kind::Data) else {
             return Action::Dropped(Drop::Unknown);
         };
+        if kind == Kind::Response
+            && let Some(own) = self.own.get_mut(&slot)
+        {
+            let mut cookie = [0; COOKIE_BYTES];
+            match own.responses.admit(from.ip(), datagram, &mut cookie) {
+                Admission::Admitted(_) => {}
+                Admission::Ask(reply) => return ask(from, reply, buffer),
+                Admission::Forged => return Action::Dropped(Drop::Forged),
+                Admission::TooMany => return Action::Dropped(Drop::TooMany),
+            }
+        }
         let (packet, source) = match sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::Err(error) => return Action::Dropped(drop_reason(&error)),
             TunnResult::WriteToTunnelV4(packet, source) => (packet, Some(IpAddr::V4(source))),
@@ -330,6 +349,18 @@ impl Engine {
         peer.received_bytes += packet.len() as u64;
         Action::Deliver { device: peer.device, packet }
     }
+}
+
+/// Sends a cookie.
+fn ask<'b>(to: SocketAddr, reply: &[u8], buffer: &'b mut [u8]) -> Action<'b> {
+    let datagram = &mut buffer[..reply.len()];
+    datagram.copy_from_slice(reply);
+    Action::Send { to, datagram }
+}
+
+/// The counter of a data message, which has been seen to be one.
+fn counter(datagram: &[u8]) -> u64 {
+    datagram.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes)
 }
 
 fn drop_reason(error: &WireGuardError) -> Drop {

@@ -10,6 +10,7 @@ mod accept;
 mod address;
 mod allowed;
 mod engine;
+mod gate;
 mod key;
 mod peer;
 

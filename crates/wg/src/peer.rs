@@ -12,10 +12,9 @@ use ipnet::IpNet;
 use isthmus_model::dataplane::KeySlot;
 
 use crate::engine::DeviceId;
+use crate::gate::{FREE_INITIATIONS, FREE_RESPONSES, Gate};
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
-/// Initiations a second that are answered without asking for a cookie.
-const INITIATIONS_PER_S: u64 = 100;
 /// How long sessions live (WireGuard paper, 6.2: REJECT-AFTER-TIME).
 pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
 
@@ -27,18 +26,19 @@ pub(crate) struct PeerId(pub(crate) usize);
 pub(crate) struct OwnKey {
     pub(crate) private: PrivateKey,
     pub(crate) public: PublicKey,
-    /// Guards the port: asks for a cookie under load, before any Curve25519 work.
-    pub(crate) gate: RateLimiter,
-    /// What the sessions use, as the gate has already counted the message.
+    pub(crate) initiations: Gate,
+    pub(crate) responses: Gate,
+    /// What the sessions use, as a gate has already counted the message.
     ungated: Arc<RateLimiter>,
 }
 
 impl OwnKey {
     pub(crate) fn new(private: PrivateKey) -> Self {
         let public = private.public();
-        let gate = RateLimiter::new(&public.point(), INITIATIONS_PER_S);
+        let initiations = Gate::new(&public, FREE_INITIATIONS);
+        let responses = Gate::new(&public, FREE_RESPONSES);
         let ungated = Arc::new(RateLimiter::new(&public.point(), u64::MAX));
-        Self { private, public, gate, ungated }
+        Self { private, public, initiations, responses, ungated }
     }
 
     /// Sessions with a peer. `index` has 24 bits.

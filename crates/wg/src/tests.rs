@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two engines and a wire in memory.
 
+mod flood;
+mod hostile;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

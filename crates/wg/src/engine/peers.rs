@@ -112,6 +112,13 @@ impl Engine {
         self.devices.keys().copied()
     }
 
+    /// How much is kept of peers, and of what they are owed.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> [usize; 5] {
+        let owed = [self.flushable.len(), self.due.len()];
+        [self.peers.len(), self.by_key.len(), self.indices.len(), owed[0], owed[1]]
+    }
+
     /// Nothing is left of any peer.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {

@@ -22,8 +22,9 @@ impl Engine {
             return;
         }
         self.next_tick = now + TICK;
-        for own in self.own.values() {
-            own.gate.reset_count();
+        for own in self.own.values_mut() {
+            own.initiations.tick(now);
+            own.responses.tick(now);
         }
         self.due.clear();
         self.due.extend(self.peers.iter().map(|(id, _)| PeerId(id)));
