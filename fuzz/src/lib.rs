@@ -3,7 +3,8 @@
 //!
 //! A target takes any bytes at all, never panics on what it is given, and asserts what has to hold beyond that. The corpus in
 //! `corpus/<target>` holds an input a file; `tests/replay.rs` runs all of them and mutations of them, `guided/` looks for more.
-//! What was found stays in the corpus under a name that says what it was.
+//! What was found stays in the corpus under a name that says what it was. The target `wg-wire` is a package of its own, `wire/`,
+//! where time is virtual.
 
 pub mod corpus;
 pub mod fixture;

@@ -13,7 +13,8 @@ use crate::run::{command, logged, output, step, succeeds};
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address";
-const PROGRAM: &str = "isthmus-fuzz-guided";
+/// The target whose time is virtual, which is a package of its own.
+const WIRE: &str = "wg-wire";
 /// An input that takes longer than this is a find.
 const INPUT_S: u32 = 10;
 const MEMORY_MB: u32 = 2048;
@@ -23,7 +24,7 @@ pub fn run(places: &Places, target: &str, seconds: u32) -> Result<()> {
     let corpus = corpus(&places.repo.join("fuzz/corpus"), target)?;
     has_what_it_needs()?;
     let folder = places.repo.join("target/fuzz");
-    let (built, log) = (build(places, &folder)?, places.log("fuzz"));
+    let (built, log) = (build(places, target, &folder)?, places.log("fuzz"));
     let finds = folder.join("finds").join(target);
     fs::create_dir_all(&finds).with_context(|| format!("cannot make {}", finds.display()))?;
     let mut fuzzer = command(built, [format!("-max_total_time={seconds}"), format!("-timeout={INPUT_S}")]);
@@ -59,15 +60,25 @@ fn has_what_it_needs() -> Result<()> {
     Ok(())
 }
 
-fn build(places: &Places, folder: &Path) -> Result<PathBuf> {
-    let version = output(&mut command("rustc", ["+nightly", "-vV"]))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("rustc does not say what machine it builds for")?;
+fn build(places: &Places, target: &str, folder: &Path) -> Result<PathBuf> {
+    let (package, program, features) = match target {
+        WIRE => ("fuzz/wire", "isthmus-fuzz-wire-guided", "guided"),
+        _ => ("fuzz/guided", "isthmus-fuzz-guided", ""),
+    };
+    let host = &host_of_nightly()?;
     // With a target named, build scripts and macros are built without the flags.
     let mut build = command("cargo", ["+nightly", "build", "--release", "--target", host, "--target-dir"]);
-    build.arg(folder).current_dir(places.repo.join("fuzz/guided")).env("RUSTFLAGS", FLAGS);
+    build.arg(folder).args(["--bins", "--features", features]);
+    build.current_dir(places.repo.join(package)).env("RUSTFLAGS", FLAGS);
     step("building the targets (minutes, once)", || logged(&mut build, &places.log("build-fuzz")))?;
-    Ok(folder.join(host).join("release").join(PROGRAM))
+    Ok(folder.join(host).join("release").join(program))
+}
+
+/// The machine that the nightly compiler builds for.
+pub(crate) fn host_of_nightly() -> Result<String> {
+    let version = output(&mut command("rustc", ["+nightly", "-vV"]))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not say what machine it builds for")?.to_owned())
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ fn stages(full: bool) -> Vec<Stage> {
     let mut all =
         vec![stage("format", "cargo fmt --all --check"), stage("build", "cargo build --workspace --bins")];
     all.push(Stage { name: "unit", command: unit });
+    // A workspace of its own: boringtun's clock is another there.
+    all.push(stage("wire", "cargo test --manifest-path fuzz/wire/Cargo.toml --target-dir target/wire"));
     if full {
         all.push(stage("lint", "cargo clippy --workspace --all-targets -- -D warnings"));
         all.push(stage("namespaces", "cargo test -p isthmus-netns-tests --no-fail-fast -- --test-threads=1"));
