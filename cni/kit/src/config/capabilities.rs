@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::result::{empty_is_none, null_is_default};
 
@@ -23,27 +24,48 @@ use crate::result::{empty_is_none, null_is_default};
 pub trait Capability: DeserializeOwned + Serialize {
     /// Its key under `capabilities` and `runtimeConfig`.
     const NAME: &'static str;
+    /// The fields of its objects, at whatever depth.
+    const FIELDS: &'static [&'static str] = &[];
 }
 
 macro_rules! capability {
-    ($($name:literal: $value:ty),* $(,)?) => {
+    ($($name:literal $fields:expr, $value:ty;)*) => {
         $(impl Capability for $value {
             const NAME: &'static str = $name;
+            const FIELDS: &'static [&'static str] = &$fields;
         })*
     };
 }
 
 capability! {
-    "portMappings": PortMappings,
-    "ipRanges": IpRanges,
-    "bandwidth": Bandwidth,
-    "dns": ResolverConfig,
-    "ips": Ips,
-    "mac": Mac,
-    "infinibandGUID": InfinibandGuid,
-    "deviceID": DeviceId,
-    "aliases": Aliases,
-    "cgroupPath": CgroupPath,
+    "portMappings" ["hostPort", "containerPort", "protocol", "hostIP"], PortMappings;
+    "ipRanges" ["subnet", "rangeStart", "rangeEnd", "gateway"], IpRanges;
+    "bandwidth" ["ingressRate", "ingressBurst", "egressRate", "egressBurst"], Bandwidth;
+    "dns" ["servers", "searches", "options"], ResolverConfig;
+    "ips" [], Ips;
+    "mac" [], Mac;
+    "infinibandGUID" [], InfinibandGuid;
+    "deviceID" [], DeviceId;
+    "aliases" [], Aliases;
+    "cgroupPath" [], CgroupPath;
+}
+
+/// The value with its fields spelled as the conventions have them. containerd writes `HostPort` for `hostPort`, which Go's
+/// decoder takes for the same; a field that is there as it should be spelled goes before others.
+pub(super) fn spelled(value: &Value, fields: &[&str]) -> Value {
+    match value {
+        Value::Array(all) => all.iter().map(|one| spelled(one, fields)).collect(),
+        Value::Object(object) => {
+            let conventional =
+                |key: &str| fields.iter().copied().find(|field| field.eq_ignore_ascii_case(key));
+            let (exact, others): (Vec<_>, Vec<_>) =
+                object.iter().partition(|(key, _)| fields.contains(&key.as_str()));
+            let named = others.into_iter().map(|(key, value)| (conventional(key).unwrap_or(key), value));
+            let exact = exact.into_iter().map(|(key, value)| (key.as_str(), value));
+            named.chain(exact).map(|(key, value)| (key.to_owned(), spelled(value, fields))).collect()
+        }
+        other => other.clone(),
+    }
 }
 
 /// `portMappings`: ports of the host that lead to the container.
@@ -157,7 +179,7 @@ fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::config::net_conf::NetConf;
@@ -209,6 +231,26 @@ mod tests {
         assert_eq!(read(&json!(guid)), Ok(Some(InfinibandGuid(guid))));
         assert_eq!(read(&json!("0000:04:00.5")), Ok(Some(DeviceId("0000:04:00.5".to_owned()))));
         assert_eq!(read(&json!("/kubelet.slice")), Ok(Some(CgroupPath("/kubelet.slice".to_owned()))));
+    }
+
+    #[test]
+    fn r12_fields_are_found_however_containerd_spells_them() {
+        let mappings = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]);
+        let mapping = PortMapping { host_port: 8080, container_port: 80, protocol: tcp(), host_ip: None };
+        assert_eq!(read(&mappings), Ok(Some(PortMappings(vec![mapping]))));
+        let limits = json!({"IngressRate": 100, "IngressBurst": 10, "EgressRate": 200, "EgressBurst": 20});
+        let expected = Bandwidth { ingress_rate: 100, ingress_burst: 10, egress_rate: 200, egress_burst: 20 };
+        assert_eq!(read(&limits), Ok(Some(expected)));
+        let ranges: IpRanges = read(
+            &json!([[{"Subnet": "10.1.2.0/24", "RangeStart": "", "RangeEnd": "10.1.2.9", "Gateway": ""}]]),
+        )
+        .unwrap()
+        .unwrap();
+        assert_eq!(ranges.0[0][0].range_end, Some("10.1.2.9".parse().unwrap()));
+        let dns = json!({"Servers": ["10.1.0.53"], "Searches": null, "Options": ["ndots:5"]});
+        assert_eq!(read::<ResolverConfig>(&dns).unwrap().unwrap().options, ["ndots:5"]);
+        let both = json!({"ingressRate": 1, "IngressRate": 2, "INGRESSRATE": 3});
+        assert_eq!(read::<Bandwidth>(&both).unwrap().unwrap().ingress_rate, 1);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::capabilities::Capability;
+use super::capabilities::{Capability, spelled};
 use super::object;
 use crate::error::{Error, code};
 use crate::result::{AddResult, Dns};
@@ -128,7 +128,7 @@ impl NetConf {
     pub fn capability<T: Capability>(&self) -> Result<Option<T>, Error> {
         match self.runtime_config(T::NAME) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => serde_json::from_value(value.clone()).map(Some).map_err(|error| {
+            Some(value) => serde_json::from_value(spelled(value, T::FIELDS)).map(Some).map_err(|error| {
                 let msg = format!("{} of runtimeConfig is not of the conventions' shape", T::NAME);
                 Error::new(code::INVALID_CONFIG, msg).with_details(error.to_string())
             }),
