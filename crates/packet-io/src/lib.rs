@@ -5,15 +5,18 @@
 
 mod address;
 mod descriptor;
+mod feature;
 mod offload;
 mod probe;
+mod sources;
 mod tun;
 mod udp;
 
 pub use descriptor::{
     bequeath, inherited, receive_byte, receive_record, record_pair, send_byte, send_record,
 };
+pub use feature::{Feature, Features};
 pub use offload::{Outgoing, Run};
 pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
 pub use tun::{Lifetime, READ_BYTES, Tun};
-pub use udp::{ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};
+pub use udp::{Arrived, ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};

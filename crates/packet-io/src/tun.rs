@@ -7,6 +7,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::feature::{Feature, Features, device_attempts};
 use crate::offload::{HEADER_BYTES, Outgoing, Run};
 
 /// The least size of the buffer for [`Tun::read`]: the longest packet and the header before it.
@@ -26,7 +27,7 @@ pub enum Lifetime {
 pub struct Tun {
     device: OwnedFd,
     name: String,
-    datagrams: bool,
+    features: Features,
 }
 
 impl Tun {
@@ -36,6 +37,14 @@ impl Tun {
     /// # Errors
     /// `/dev/net/tun` is missing or may not be used, or the device is served by another process (EBUSY).
     pub fn open(name: &str, mtu_bytes: u16, lifetime: Lifetime) -> io::Result<Self> {
+        Self::open_with(name, mtu_bytes, lifetime, &Feature::all())
+    }
+
+    /// As [`Self::open`], using of the kernel's features only these.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn open_with(name: &str, mtu_bytes: u16, lifetime: Lifetime, allowed: &Features) -> io::Result<Self> {
         let existed = nix::net::if_::if_nametoindex(name).is_ok();
         let file = OpenOptions::new()
             .read(true)
@@ -44,17 +53,30 @@ impl Tun {
             .open("/dev/net/tun")
             .map_err(|error| explain(&error, "open /dev/net/tun (is it mounted into the container?)"))?;
         let device = OwnedFd::from(file);
-        let mut request = request_for(name)?;
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
-        check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
-            .map_err(|error| explain(&error, &format!("serve the TUN device {name}")))?;
+        let serve = |flags: libc::c_int| {
+            let mut request = request_for(name)?;
+            request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | flags) as libc::c_short;
+            // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+            check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+        };
+        let mut features = Features::new();
+        let served = if allowed.contains(&Feature::TunHeader) { serve(libc::IFF_VNET_HDR) } else { serve(0) };
+        let served = match served {
+            Ok(()) if allowed.contains(&Feature::TunHeader) => {
+                features.insert(Feature::TunHeader);
+                Ok(())
+            }
+            // A sandbox that has devices need not have the header.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => serve(0),
+            other => other,
+        };
+        served.map_err(|error| explain(&error, &format!("serve the TUN device {name}")))?;
         if lifetime == Lifetime::Persistent {
             // SAFETY: TUNSETPERSIST takes an integer and no pointer.
             check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) })?;
         }
-        let mut tun = Self { device, name: name.to_owned(), datagrams: false };
-        tun.take_over_offload()?;
+        let mut tun = Self { device, name: name.to_owned(), features };
+        tun.take_over_offload(allowed)?;
         if !existed {
             tun.set_mtu(mtu_bytes)?;
         }
@@ -73,14 +95,17 @@ impl Tun {
         if request.ifr_name != request_for(name)?.ifr_name {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is another device")));
         }
-        let mut tun = Self { device, name: name.to_owned(), datagrams: false };
-        tun.take_over_offload()?;
+        // SAFETY: TUNGETIFF has filled the flags in.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let header = (flags & libc::IFF_VNET_HDR != 0).then_some(Feature::TunHeader);
+        let mut tun = Self { device, name: name.to_owned(), features: header.into_iter().collect() };
+        tun.take_over_offload(&Feature::all())?;
         Ok(tun)
     }
 
-    /// Whether datagrams may be joined for it, as Linux has it from 6.2 on.
-    pub fn takes_datagrams(&self) -> bool {
-        self.datagrams
+    /// What of the kernel's features is used.
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// The device's name.
@@ -103,7 +128,10 @@ impl Tun {
     /// # Errors
     /// EBADFD when somebody has deleted the device.
     pub fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Outgoing<'b>> {
-        let length = nix::unistd::read(&self.device, buffer)?;
+        let header = if self.has_header() { 0 } else { HEADER_BYTES };
+        // Without a header of the kernel's, one that says nothing.
+        buffer[..header].fill(0);
+        let length = header + nix::unistd::read(&self.device, &mut buffer[header..])?;
         Outgoing::parse(&mut buffer[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
@@ -113,27 +141,43 @@ impl Tun {
     /// EIO while the device is down; EBADFD when somebody has deleted it.
     pub fn write(&self, run: &mut Run) -> io::Result<()> {
         let (header, packet) = run.seal();
-        let written = nix::sys::uio::writev(&self.device, &[IoSlice::new(&header), IoSlice::new(packet)]);
+        let slices = [IoSlice::new(&header), IoSlice::new(packet)];
+        let slices = if self.has_header() { &slices[..] } else { &slices[1..] };
+        let written = nix::sys::uio::writev(&self.device, slices);
         run.clear();
         written.map(|_| ()).map_err(io::Error::from)
     }
 
-    /// Checksums and the cutting of TCP are ours from now on, and of datagrams where the kernel has that.
-    fn take_over_offload(&mut self) -> io::Result<()> {
-        let header_bytes = HEADER_BYTES as libc::c_int;
-        // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
-        check(unsafe {
-            libc::ioctl(self.device.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes)
-        })?;
-        let streams = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    fn has_header(&self) -> bool {
+        self.features.contains(&Feature::TunHeader)
+    }
+
+    /// Checksums and the cutting of TCP and of datagrams are ours from now on, as far as the kernel has that.
+    fn take_over_offload(&mut self, allowed: &Features) -> io::Result<()> {
         let set = |offload: libc::c_uint| {
             // SAFETY: TUNSETOFFLOAD takes an integer and no pointer.
             check(unsafe {
                 libc::ioctl(self.device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload))
             })
         };
-        self.datagrams = set(streams | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_ok();
-        if self.datagrams { Ok(()) } else { set(streams) }
+        if !self.has_header() {
+            // Another process may have asked for more before, of a device that stayed.
+            return set(0);
+        }
+        let header_bytes = HEADER_BYTES as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
+        check(unsafe {
+            libc::ioctl(self.device.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes)
+        })?;
+        let mut outcome = Ok(());
+        for attempt in device_attempts(allowed) {
+            outcome = set(offload_bits(&attempt));
+            if outcome.is_ok() {
+                self.features.extend(attempt);
+                break;
+            }
+        }
+        outcome
     }
 
     fn set_mtu(&self, mtu_bytes: u16) -> io::Result<()> {
@@ -150,6 +194,17 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
     }
+}
+
+fn offload_bits(features: &Features) -> libc::c_uint {
+    let mut bits = 0;
+    if features.contains(&Feature::TunStreams) {
+        bits |= libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    }
+    if features.contains(&Feature::TunDatagrams) {
+        bits |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    }
+    bits
 }
 
 fn request_for(name: &str) -> io::Result<libc::ifreq> {

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One UDP port for both address families, sent and received in batches with segmentation offload where the kernel has it.
 
+mod control;
+
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::sockopt::{
@@ -14,6 +19,9 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::address::{from_kernel, to_kernel};
+use crate::feature::{Feature, Features};
+use crate::sources::Sources;
+use control::{CONTROL_BYTES, Control, read_controls};
 
 /// Bytes of one place in a [`SendBatch`]: a jumbo frame and the overhead of a tunnel.
 pub const SLOT_BYTES: usize = 9216;
@@ -28,13 +36,12 @@ const RECEIVE_SLOTS: usize = 16;
 const RECEIVE_BYTES: usize = 65536;
 /// Kernel buffer for each direction.
 const KERNEL_BUFFER_BYTES: usize = 4 << 20;
-/// Space for one control message that carries a segment size, with room to spare.
-const CONTROL_BYTES: usize = 32;
 
 /// A UDP port. Receiving never blocks, sending waits at most 50 ms for room.
 #[derive(Debug)]
 pub struct UdpPort {
     socket: OwnedFd,
+    features: Features,
 }
 
 impl UdpPort {
@@ -44,6 +51,14 @@ impl UdpPort {
     /// # Errors
     /// The port is in use, or the kernel has no IPv6 at all.
     pub fn open(port: u16) -> io::Result<Self> {
+        Self::open_with(port, &Feature::all())
+    }
+
+    /// As [`Self::open`], using of the kernel's features only these.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn open_with(port: u16, allowed: &Features) -> io::Result<Self> {
         let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&socket, Ipv6V6Only, &false)?;
         set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
@@ -52,9 +67,14 @@ impl UdpPort {
         // Larger buffers and coalescing make it faster, not right: a kernel or container without them will do.
         let _ = setsockopt(&socket, RcvBufForce, &KERNEL_BUFFER_BYTES);
         let _ = setsockopt(&socket, SndBufForce, &KERNEL_BUFFER_BYTES);
-        let _ = setsockopt(&socket, UdpGroSegment, &true);
+        let features = features_of(&socket, allowed);
         bind(socket.as_raw_fd(), &SockaddrIn6::from(std::net::SocketAddrV6::new([0; 8].into(), port, 0, 0)))?;
-        Ok(Self { socket })
+        Ok(Self { socket, features })
+    }
+
+    /// What of the kernel's features is used, as far as it is not found out to fail when it is.
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// Goes on with a port that another process has opened and handed over.
@@ -62,7 +82,8 @@ impl UdpPort {
     /// # Errors
     /// It is no UDP socket of this port.
     pub fn adopt(socket: OwnedFd, port: u16) -> io::Result<Self> {
-        let adopted = Self { socket };
+        let features = features_of(&socket, &Feature::all());
+        let adopted = Self { socket, features };
         if getsockopt(&adopted.socket, sockopt::SockType)? != SockType::Datagram || adopted.port()? != port {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is not UDP port {port}")));
         }
@@ -86,6 +107,23 @@ impl UdpPort {
     }
 }
 
+/// Has the socket use of these features what the kernel knows.
+fn features_of(socket: &OwnedFd, allowed: &Features) -> Features {
+    // On such a socket it is told of IPv4, too, as a mapped address. Without it the kernel chooses from where peers are answered.
+    let _ = set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1);
+    let mut features = allowed & &[Feature::ReceiveMany, Feature::SendMany].into();
+    if allowed.contains(&Feature::UdpReceive) && setsockopt(socket, UdpGroSegment, &true).is_ok() {
+        features.insert(Feature::UdpReceive);
+    }
+    // A kernel that does not know it would take what is to be cut for one datagram.
+    if allowed.contains(&Feature::UdpSegment)
+        && set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+    {
+        features.insert(Feature::UdpSegment);
+    }
+    features
+}
+
 impl AsFd for UdpPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -105,14 +143,26 @@ pub struct Sent {
 #[derive(Debug)]
 pub struct SendBatch {
     bytes: Vec<u8>,
-    filled: Vec<(SocketAddr, usize)>,
-    segmentation: bool,
+    filled: Vec<Filled>,
+    sources: Sources,
+    /// What failed when it was used.
+    failed: Features,
+}
+
+/// A datagram in its place.
+#[derive(Clone, Copy, Debug)]
+struct Filled {
+    to: SocketAddr,
+    length: usize,
+    /// From which of our addresses, if not from where the receiver has asked.
+    source: Option<IpAddr>,
 }
 
 impl Default for SendBatch {
     fn default() -> Self {
         let filled = Vec::with_capacity(SEND_SLOTS);
-        Self { bytes: vec![0; SEND_SLOTS * SLOT_BYTES], filled, segmentation: true }
+        let sources = Sources::default();
+        Self { bytes: vec![0; SEND_SLOTS * SLOT_BYTES], filled, sources, failed: Features::new() }
     }
 }
 
@@ -137,10 +187,27 @@ impl SendBatch {
         &mut self.bytes[at..at + SLOT_BYTES]
     }
 
-    /// Adds the first `length` bytes of [`Self::slot`] to the batch.
+    /// Adds the first `length` bytes of [`Self::slot`] to the batch. They leave from where `to` has asked last, if it has.
     pub fn commit(&mut self, to: SocketAddr, length: usize) {
         debug_assert!(!self.is_full() && length <= SLOT_BYTES);
-        self.filled.push((to, length));
+        self.filled.push(Filled { to, length, source: None });
+    }
+
+    /// As [`Self::commit`], from this address of ours: the answer to one who need not be a peer.
+    pub fn commit_from(&mut self, source: Option<IpAddr>, to: SocketAddr, length: usize) {
+        debug_assert!(!self.is_full() && length <= SLOT_BYTES);
+        self.filled.push(Filled { to, length, source });
+    }
+
+    /// A peer has asked at this address of ours, and is answered from it from now on: until it asks elsewhere, or nothing can be
+    /// sent from there any more.
+    pub fn asked_at(&mut self, peer: SocketAddr, own: IpAddr) {
+        self.sources.remember(peer, own);
+    }
+
+    /// What failed when it was used, and is not used any more.
+    pub fn failed(&self) -> &Features {
+        &self.failed
     }
 
     /// Drops all.
@@ -151,23 +218,35 @@ impl SendBatch {
     /// Sends all, in order.
     pub fn flush(&mut self, port: &UdpPort) -> Sent {
         let mut result = Sent::default();
-        let mut at = 0;
+        // Where we are, and up to where datagrams leave one by one.
+        let (mut at, mut alone) = (0, 0);
         while at < self.filled.len() {
-            let groups = self.groups_from(at);
-            let (sent, failed_group) = self.send_groups(port, at, &groups);
+            let segmentation = self.uses(port, Feature::UdpSegment);
+            let groups = if at < alone { vec![1; alone - at] } else { self.groups_from(at, segmentation) };
+            let (sent, refused) = self.send_groups(port, at, &groups);
             result.sent += sent as u64;
             at += sent;
-            if let Some((size, error)) = failed_group {
-                if size == 1 {
-                    result.failed += 1;
-                } else {
-                    // The driver cannot segment (EIO), or not this size on this route: one by one, then.
-                    self.segmentation &= error != libc::EIO;
-                    let (alone, lost) = self.send_singly(port, at, size);
-                    result.sent += alone;
-                    result.failed += lost;
+            match refused {
+                None => {}
+                Some((_, libc::ENOSYS)) if self.uses(port, Feature::SendMany) => {
+                    self.failed.insert(Feature::SendMany);
                 }
-                at += size;
+                // The address may be gone, or nothing leads out from it: the kernel chooses then.
+                Some((1, error)) if self.source_at(at).is_some() && of_source(error) => {
+                    self.sources.forget(&self.filled[at].to);
+                    self.filled[at].source = None;
+                }
+                Some((1, _)) => {
+                    result.failed += 1;
+                    at += 1;
+                }
+                // The driver cannot segment (EIO), or not this size on this route.
+                Some((size, error)) => {
+                    if error == libc::EIO {
+                        self.failed.insert(Feature::UdpSegment);
+                    }
+                    alone = at + size;
+                }
             }
         }
         self.filled.clear();
@@ -175,17 +254,18 @@ impl SendBatch {
     }
 
     /// Numbers of neighbouring datagrams that can leave as one segmented send: same receiver, same size, the last may be shorter.
-    fn groups_from(&self, at: usize) -> Vec<usize> {
+    fn groups_from(&self, at: usize, segmentation: bool) -> Vec<usize> {
         let mut groups = Vec::new();
         let mut rest = &self.filled[at..];
-        while let Some((to, size)) = rest.first().copied() {
+        while let Some(first) = rest.first().copied() {
             let mut count = 1;
-            while self.segmentation
+            while segmentation
                 && count < rest.len().min(SEGMENTS)
-                && (count + 1) * size <= SEGMENTED_BYTES
+                && (count + 1) * first.length <= SEGMENTED_BYTES
             {
-                let (next_to, next_size) = rest[count];
-                if next_to != to || next_size > size || rest[count - 1].1 != size {
+                let next = rest[count];
+                let together = (next.to, next.source) == (first.to, first.source);
+                if !together || next.length > first.length || rest[count - 1].length != first.length {
                     break;
                 }
                 count += 1;
@@ -196,19 +276,21 @@ impl SendBatch {
         groups
     }
 
-    fn send_singly(&self, port: &UdpPort, at: usize, count: usize) -> (u64, u64) {
-        let mut lost = 0;
-        for index in at..at + count {
-            if self.send_groups(port, index, &[1]).1.is_some() {
-                lost += 1;
-            }
-        }
-        (count as u64 - lost, lost)
+    fn uses(&self, port: &UdpPort, feature: Feature) -> bool {
+        port.features.contains(&feature) && !self.failed.contains(&feature)
     }
 
-    /// Sends the groups that begin at datagram `at`. Returns how many datagrams were taken, and size and error number of the group
-    /// that was refused, if one was.
+    /// From which of our addresses the datagram leaves; the kernel chooses if there is none.
+    fn source_at(&self, index: usize) -> Option<IpAddr> {
+        let filled = &self.filled[index];
+        filled.source.or_else(|| self.sources.of(&filled.to))
+    }
+
+    /// Sends the groups that begin at datagram `at`, or the first of them. Returns how many datagrams were taken, and size and error
+    /// number of the group that was refused, if one was.
     fn send_groups(&self, port: &UdpPort, at: usize, groups: &[usize]) -> (usize, Option<(usize, i32)>) {
+        let many = self.uses(port, Feature::SendMany);
+        let groups = if many { groups } else { &groups[..1] };
         let mut addresses = [to_kernel(([0, 0, 0, 0], 0).into()); SEND_SLOTS];
         let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; SEND_SLOTS];
         let mut controls = [Control([0; CONTROL_BYTES]); SEND_SLOTS];
@@ -219,23 +301,27 @@ impl SendBatch {
             let first = next - at;
             for (slice, index) in slices[first..].iter_mut().zip(next..next + size) {
                 slice.iov_base = self.bytes[index * SLOT_BYTES..].as_ptr().cast_mut().cast();
-                slice.iov_len = self.filled[index].1;
+                slice.iov_len = self.filled[index].length;
             }
-            addresses[group] = to_kernel(self.filled[next].0);
+            addresses[group] = to_kernel(self.filled[next].to);
             let header = &mut messages[group].msg_hdr;
             header.msg_name = (&raw mut addresses[group]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
             header.msg_iov = &raw mut slices[first];
             header.msg_iovlen = size as _;
-            if size > 1 {
-                controls[group].write_segment_size(header, self.filled[next].1 as u16);
-            }
+            let segment = (size > 1).then(|| self.filled[next].length as u16);
+            controls[group].write(header, segment, self.source_at(next));
             next += size;
         }
-        // SAFETY: each of the first `groups.len()` headers points to an address, slices and a control message in the arrays above
-        // and, through the slices, into `self.bytes`, within the slot and only to be read; all of them outlive the call.
-        let taken = unsafe {
-            libc::sendmmsg(port.socket.as_raw_fd(), messages.as_mut_ptr(), groups.len() as libc::c_uint, 0)
+        let descriptor = port.socket.as_raw_fd();
+        let taken = if many {
+            // SAFETY: each of the first `groups.len()` headers points to an address, slices and a control message in the arrays
+            // above and, through the slices, into `self.bytes`, within the slot and only to be read; all of them outlive the call.
+            unsafe { libc::sendmmsg(descriptor, messages.as_mut_ptr(), groups.len() as libc::c_uint, 0) }
+        } else {
+            // SAFETY: as above, of the first header.
+            let length = unsafe { libc::sendmsg(descriptor, &raw const messages[0].msg_hdr, 0) };
+            if length < 0 { -1 } else { 1 }
         };
         if taken < 0 {
             let error = io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -251,13 +337,35 @@ impl SendBatch {
 #[derive(Debug)]
 pub struct ReceiveBatch {
     bytes: Vec<u8>,
-    /// Sender, slot, and place and length within the slot.
-    filled: Vec<(SocketAddr, usize, usize)>,
+    /// The kernel has no recvmmsg.
+    singly: bool,
+    filled: Vec<Place>,
+}
+
+/// Where a received datagram lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    from: SocketAddr,
+    own: Option<IpAddr>,
+    at: usize,
+    length: usize,
+}
+
+/// A datagram that arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived<'b> {
+    /// Its sender, or whoever claims to be.
+    pub from: SocketAddr,
+    /// At which of our addresses.
+    pub own: Option<IpAddr>,
+    /// What.
+    pub datagram: &'b [u8],
 }
 
 impl Default for ReceiveBatch {
     fn default() -> Self {
-        Self { bytes: vec![0; RECEIVE_SLOTS * RECEIVE_BYTES], filled: Vec::with_capacity(RECEIVE_SLOTS * 8) }
+        let filled = Vec::with_capacity(RECEIVE_SLOTS * 8);
+        Self { bytes: vec![0; RECEIVE_SLOTS * RECEIVE_BYTES], singly: false, filled }
     }
 }
 
@@ -283,75 +391,85 @@ impl ReceiveBatch {
             header.msg_control = controls[index].0.as_mut_ptr().cast();
             header.msg_controllen = CONTROL_BYTES as _;
         }
-        // SAFETY: each header points to an address, a slice and control space in the arrays above and, through the slice, to a chunk
-        // of `self.bytes` of its own with `RECEIVE_BYTES`; all of them outlive the call.
+        let count = match receive_many(port, &mut messages, self.singly) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) && !self.singly => {
+                self.singly = true;
+                receive_many(port, &mut messages, true)
+            }
+            other => other,
+        };
+        let count = match count {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for (index, message) in messages.iter().take(count).enumerate() {
+            let length = (message.msg_len as usize).min(RECEIVE_BYTES);
+            let told = read_controls(&message.msg_hdr);
+            let size = told.segment.filter(|size| *size > 0).unwrap_or(length.max(1));
+            let (from, own) = (from_kernel(&addresses[index]), told.own);
+            let places = (0..length).step_by(size).map(|start| {
+                let at = index * RECEIVE_BYTES + start;
+                Place { from, own, at, length: size.min(length - start) }
+            });
+            self.filled.extend(places);
+        }
+        Ok(count == RECEIVE_SLOTS)
+    }
+
+    /// What arrived, in order.
+    pub fn datagrams(&self) -> impl Iterator<Item = Arrived<'_>> {
+        self.filled.iter().map(|place| Arrived {
+            from: place.from,
+            own: place.own,
+            datagram: &self.bytes[place.at..place.at + place.length],
+        })
+    }
+}
+
+/// Receives into what the messages point to. Returns how many were filled.
+///
+/// # Errors
+/// As of recvmmsg(2); `WouldBlock` if there is nothing.
+fn receive_many(
+    port: &UdpPort,
+    messages: &mut [libc::mmsghdr; RECEIVE_SLOTS],
+    singly: bool,
+) -> io::Result<usize> {
+    let descriptor = port.socket.as_raw_fd();
+    if !singly && port.features.contains(&Feature::ReceiveMany) {
+        // SAFETY: each header points to an address, a slice and control space of the caller's and, through the slice, to a chunk
+        // of its buffer of its own with `RECEIVE_BYTES`; all of them outlive the call.
         let count = unsafe {
             libc::recvmmsg(
-                port.socket.as_raw_fd(),
+                descriptor,
                 messages.as_mut_ptr(),
                 RECEIVE_SLOTS as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
         };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) };
-        }
-        for (index, message) in messages.iter().take(count as usize).enumerate() {
-            let length = (message.msg_len as usize).min(RECEIVE_BYTES);
-            let size = segment_size(&message.msg_hdr).filter(|size| *size > 0).unwrap_or(length.max(1));
-            let from = from_kernel(&addresses[index]);
-            let starts = (0..length).step_by(size);
-            self.filled.extend(starts.map(|at| (from, index * RECEIVE_BYTES + at, size.min(length - at))));
-        }
-        Ok(count as usize == RECEIVE_SLOTS)
+        return if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) };
     }
-
-    /// What arrived, in order.
-    pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        self.filled.iter().map(|(from, at, length)| (*from, &self.bytes[*at..*at + *length]))
+    for (index, message) in messages.iter_mut().enumerate() {
+        // SAFETY: as above, of one header.
+        let length = unsafe { libc::recvmsg(descriptor, &raw mut message.msg_hdr, libc::MSG_DONTWAIT) };
+        match u32::try_from(length) {
+            Ok(length) => message.msg_len = length,
+            Err(_) if index == 0 => return Err(io::Error::last_os_error()),
+            // The error shows with the next call, if it lasts.
+            Err(_) => return Ok(index),
+        }
     }
+    Ok(RECEIVE_SLOTS)
 }
 
-/// Control messages must be aligned as `cmsghdr` is.
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct Control([u8; CONTROL_BYTES]);
-
-impl Control {
-    fn write_segment_size(&mut self, header: &mut libc::msghdr, size: u16) {
-        header.msg_control = self.0.as_mut_ptr().cast();
-        // SAFETY: CMSG_SPACE and CMSG_LEN compute with their argument only.
-        let (space, length) = unsafe { (libc::CMSG_SPACE(2), libc::CMSG_LEN(2)) };
-        header.msg_controllen = space as _;
-        // SAFETY: `header` names control space of `CMSG_SPACE(2)` (at most 32) bytes, aligned for `cmsghdr`, so the first header is
-        // inside it and its two bytes of data too.
-        unsafe {
-            let control = libc::CMSG_FIRSTHDR(header);
-            (*control).cmsg_level = libc::SOL_UDP;
-            (*control).cmsg_type = libc::UDP_SEGMENT;
-            (*control).cmsg_len = length as _;
-            libc::CMSG_DATA(control).cast::<u16>().write_unaligned(size);
-        }
-    }
-}
-
-/// The size of the datagrams that the kernel coalesced (UDP_GRO), if it did.
-fn segment_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: `header` was filled by recvmmsg and its control space is alive and at most `CONTROL_BYTES` long; CMSG_FIRSTHDR and
-    // CMSG_NXTHDR stay inside it, and a UDP_GRO message holds an int.
-    unsafe {
-        let mut control = libc::CMSG_FIRSTHDR(header);
-        while !control.is_null() {
-            if (*control).cmsg_level == libc::SOL_UDP && (*control).cmsg_type == libc::UDP_GRO {
-                let size = libc::CMSG_DATA(control).cast::<libc::c_int>().read_unaligned();
-                return usize::try_from(size).ok();
-            }
-            control = libc::CMSG_NXTHDR(header, control);
-        }
-    }
-    None
+/// Whether an error can be the source's: it is no address of this host any more, or nothing leads from it.
+fn of_source(error: libc::c_int) -> bool {
+    matches!(
+        error,
+        libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES
+    )
 }
 
 /// Sets a socket option that is an int.
@@ -366,90 +484,4 @@ pub(crate) fn set_option(
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-    fn receive(port: &UdpPort, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-        let mut batch = ReceiveBatch::default();
-        let mut all = Vec::new();
-        while all.len() < wanted {
-            let mut polled = [PollFd::new(port.as_fd(), PollFlags::POLLIN)];
-            assert_eq!(
-                poll(&mut polled, PollTimeout::from(2000u16)),
-                Ok(1),
-                "{} of {wanted} came",
-                all.len()
-            );
-            batch.fill(port).unwrap();
-            all.extend(batch.datagrams().map(|(from, datagram)| (from, datagram.to_vec())));
-        }
-        all
-    }
-
-    #[test]
-    fn a_batch_of_mixed_sizes_and_receivers_arrives_whole_and_in_order() {
-        let (a, b) = (UdpPort::open(0).unwrap(), UdpPort::open(0).unwrap());
-        let port = b.port().unwrap();
-        let receivers: [SocketAddr; 2] =
-            [([127, 0, 0, 1], port).into(), ([0, 0, 0, 0, 0, 0, 0, 1], port).into()];
-        let sizes = [1452, 1452, 1452, 300, 1452, 80, 80, 9000, 9000, 1];
-        let mut batch = SendBatch::default();
-        for (number, size) in sizes.iter().enumerate() {
-            batch.slot()[..*size].fill(number as u8);
-            batch.commit(receivers[number / 7], *size);
-        }
-        assert_eq!(batch.flush(&a), Sent { sent: 10, failed: 0 });
-        assert!(batch.is_empty());
-        let received = receive(&b, sizes.len());
-        let got: Vec<(usize, u8)> = received.iter().map(|(_, bytes)| (bytes.len(), bytes[0])).collect();
-        let want: Vec<(usize, u8)> =
-            sizes.iter().enumerate().map(|(number, size)| (*size, number as u8)).collect();
-        assert_eq!(got, want);
-        assert!(received[0].0.is_ipv4() && received[9].0.is_ipv6());
-    }
-
-    #[test]
-    fn one_that_cannot_be_sent_does_not_hold_up_the_others() {
-        let (a, b) = (UdpPort::open(0).unwrap(), UdpPort::open(0).unwrap());
-        let reachable: SocketAddr = ([127, 0, 0, 1], b.port().unwrap()).into();
-        let mut batch = SendBatch::default();
-        for to in [reachable, "127.0.0.1:0".parse().unwrap(), reachable] {
-            batch.slot()[..5].fill(9);
-            batch.commit(to, 5);
-        }
-        assert_eq!(batch.flush(&a), Sent { sent: 2, failed: 1 });
-        assert_eq!(receive(&b, 2).len(), 2);
-    }
-
-    #[test]
-    fn neighbours_of_one_size_leave_together() {
-        let mut batch = SendBatch::default();
-        let to: SocketAddr = ([127, 0, 0, 1], 9).into();
-        for size in [1452, 1452, 700, 1452, 1452, 1452, 1453] {
-            batch.commit(to, size);
-        }
-        assert_eq!(batch.groups_from(0), [3, 3, 1]);
-        batch.segmentation = false;
-        assert_eq!(batch.groups_from(0), [1; 7]);
-    }
-
-    #[test]
-    fn a_port_is_adopted_with_what_has_arrived_and_nothing_else_is() {
-        let (a, b) = (UdpPort::open(0).unwrap(), UdpPort::open(0).unwrap());
-        let port = b.port().unwrap();
-        let mut batch = SendBatch::default();
-        batch.slot()[..5].copy_from_slice(b"early");
-        batch.commit(([127, 0, 0, 1], port).into(), 5);
-        batch.flush(&a);
-        let copy = |port: &UdpPort| port.as_fd().try_clone_to_owned().unwrap();
-        assert!(UdpPort::adopt(copy(&a), port).is_err());
-        assert!(UdpPort::adopt(std::fs::File::open("/dev/null").unwrap().into(), port).is_err());
-        let adopted = UdpPort::adopt(copy(&b), port).unwrap();
-        drop(b);
-        assert_eq!(receive(&adopted, 1)[0].1, b"early");
-    }
 }

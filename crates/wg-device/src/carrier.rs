@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use isthmus_packet_io::{READ_BYTES, ReceiveBatch, Run, SLOT_BYTES, SendBatch, Tun, UdpPort};
+use isthmus_packet_io::{
+    Arrived, Feature, Features, READ_BYTES, ReceiveBatch, Run, SLOT_BYTES, SendBatch, Tun, UdpPort,
+};
 use isthmus_wg::{Action, DeviceId, Drop, Engine, OVERHEAD_BYTES};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
@@ -21,6 +23,8 @@ const EVENTS: usize = 64;
 const EAR: u64 = 0;
 const PORT: u64 = 1;
 const FIRST_DEVICE: u64 = 2;
+/// The type of a cookie reply (WireGuard paper, 5.4.7).
+const COOKIE_REPLY: u8 = 3;
 
 /// An engine with its devices and its port.
 pub struct Carrier {
@@ -113,7 +117,8 @@ impl Carrier {
     pub fn serve(&mut self, id: DeviceId, tun: Tun) -> io::Result<()> {
         let data = FIRST_DEVICE + u64::from(id.number());
         self.epoll.add(&tun, EpollEvent::new(EpollFlags::EPOLLIN, data))?;
-        self.held.join_datagrams(tun.takes_datagrams());
+        self.held.join_streams(tun.features().contains(&Feature::TunStreams));
+        self.held.join_datagrams(tun.features().contains(&Feature::TunDatagrams));
         self.devices.insert(id, tun);
         Ok(())
     }
@@ -123,6 +128,14 @@ impl Carrier {
         let tun = self.devices.remove(&id)?;
         let _ = self.epoll.delete(&tun);
         Some(tun)
+    }
+
+    /// What of the kernel's features is in use, of the port and of every device.
+    pub fn features(&self) -> Features {
+        let of_port = self.port.iter().flat_map(|port| port.features() - self.outgoing.failed());
+        let mut devices = self.devices.values().map(|tun| tun.features().clone());
+        let of_devices = devices.next().map(|first| devices.fold(first, |all, more| &all & &more));
+        of_port.chain(of_devices.unwrap_or_default()).collect()
     }
 
     /// Forgets how often the bell rang.
@@ -165,8 +178,12 @@ impl Carrier {
             let Some(port) = &self.port else { return };
             // What arrives is counted by who sent it; a port that fails says so when something is sent.
             let more = self.received.fill(port).unwrap_or(false);
-            for (from, datagram) in self.received.datagrams() {
-                match self.engine.handle_datagram(from, datagram, &mut self.scratch.from_port, now) {
+            for Arrived { from, own, datagram } in self.received.datagrams() {
+                let action = self.engine.handle_datagram(from, datagram, &mut self.scratch.from_port, now);
+                if let Some(own) = own.filter(|_| is_of_a_peer(&action)) {
+                    self.outgoing.asked_at(from, own);
+                }
+                match action {
                     Action::Deliver { device, packet } => {
                         if self.held_for != Some(device) || !self.held.add(packet) {
                             deliver(&self.devices, &mut self.held, &mut self.held_for);
@@ -174,7 +191,7 @@ impl Carrier {
                             self.held.add(packet);
                         }
                     }
-                    Action::Send { to, datagram } => reply(&mut self.outgoing, port, to, datagram),
+                    Action::Send { to, datagram } => reply(&mut self.outgoing, port, (own, to), datagram),
                     Action::Dropped(reason) => *self.drops.entry(reason).or_default() += 1,
                     Action::Nothing => {}
                 }
@@ -255,10 +272,20 @@ fn flush(outgoing: &mut SendBatch, port: Option<&UdpPort>) {
     }
 }
 
-fn reply(outgoing: &mut SendBatch, port: &UdpPort, to: SocketAddr, datagram: &[u8]) {
+/// Whether somebody with a key has sent what was answered so. A cookie is asked of anybody.
+fn is_of_a_peer(action: &Action<'_>) -> bool {
+    match action {
+        Action::Send { datagram, .. } => datagram.first() != Some(&COOKIE_REPLY),
+        Action::Deliver { .. } | Action::Nothing => true,
+        Action::Dropped(_) => false,
+    }
+}
+
+/// Sends from where it was asked.
+fn reply(outgoing: &mut SendBatch, port: &UdpPort, (own, to): (Option<IpAddr>, SocketAddr), datagram: &[u8]) {
     if outgoing.is_full() {
         outgoing.flush(port);
     }
     outgoing.slot()[..datagram.len()].copy_from_slice(datagram);
-    outgoing.commit(to, datagram.len());
+    outgoing.commit_from(own, to, datagram.len());
 }

@@ -69,6 +69,7 @@ fn detach(options: &Options) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(|error| Failure::System("find this program", error))?;
     let mut child = Command::new(program)
         .args(["--foreground", "--tell-ready", &options.interface])
+        .args(options::without(&options.features))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .current_dir("/")
@@ -98,9 +99,11 @@ fn run(options: &Options) -> Result<(), Failure> {
     let (bell, ear) = bell().map_err(|error| Failure::System("make a pipe", error))?;
     let mut carrier =
         Carrier::new(engine, ear).map_err(|error| Failure::System("wait for packets", error))?;
-    let tun = Tun::open(&options.interface, MTU_BYTES, Lifetime::Process).map_err(Failure::Device)?;
-    let mut served =
-        Served::new(&mut carrier, tun).map_err(|error| Failure::System("serve the device", error))?;
+    let features = &options.features;
+    let tun = Tun::open_with(&options.interface, MTU_BYTES, Lifetime::Process, features)
+        .map_err(Failure::Device)?;
+    let mut served = Served::new(&mut carrier, tun, features.clone())
+        .map_err(|error| Failure::System("serve the device", error))?;
     let (ask, asked) = channel();
     let path = socket::path_of(&options.interface);
     let told_path = path.display().to_string();

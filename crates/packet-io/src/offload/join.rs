@@ -17,7 +17,8 @@ const MOST_PACKETS: u16 = 64;
 #[derive(Debug)]
 pub struct Run {
     bytes: Vec<u8>,
-    /// Whether the device takes joined datagrams.
+    /// Whether the device takes joined streams, and joined datagrams.
+    streams: bool,
     datagrams: bool,
     protocol: u8,
     /// How the run goes on; none if nothing can follow.
@@ -40,6 +41,7 @@ impl Default for Run {
         let bytes = Vec::with_capacity(MOST_BYTES);
         Self {
             bytes,
+            streams: true,
             datagrams: false,
             protocol: 0,
             open: None,
@@ -52,7 +54,12 @@ impl Default for Run {
 }
 
 impl Run {
-    /// Whether datagrams are joined too: [`crate::Tun::takes_datagrams`] of the device that the run is for.
+    /// Whether streams are joined, as they are by default: [`crate::Feature::TunStreams`] of the device that the run is for.
+    pub fn join_streams(&mut self, joined: bool) {
+        self.streams = joined;
+    }
+
+    /// Whether datagrams are joined too: [`crate::Feature::TunDatagrams`] of that device.
     pub fn join_datagrams(&mut self, joined: bool) {
         self.datagrams = joined;
     }
@@ -69,7 +76,7 @@ impl Run {
             return true;
         }
         let Some(open) = self.open else { return false };
-        let Some(candidate) = Candidate::of(packet, self.datagrams) else { return false };
+        let Some(candidate) = Candidate::of(packet, (self.streams, self.datagrams)) else { return false };
         if !self.goes_on_with(packet, candidate, open) {
             return false;
         }
@@ -130,7 +137,7 @@ impl Run {
         self.bytes.extend_from_slice(packet);
         self.packets = 1;
         self.open = None;
-        let Some(candidate) = Candidate::of(packet, self.datagrams) else { return };
+        let Some(candidate) = Candidate::of(packet, (self.streams, self.datagrams)) else { return };
         (self.protocol, self.layer4, self.headers) =
             (candidate.protocol, candidate.layer4, candidate.headers);
         self.segment = packet.len() - candidate.headers;
@@ -194,7 +201,7 @@ struct Candidate {
 impl Candidate {
     /// A whole packet with payload, without IP options, and with a right checksum, since nobody looks at it again after it was
     /// joined: of TCP, with an ACK and perhaps a push and nothing else; or of UDP.
-    fn of(packet: &[u8], datagrams: bool) -> Option<Self> {
+    fn of(packet: &[u8], (streams, datagrams): (bool, bool)) -> Option<Self> {
         let (layer4, protocol) = match packet.first()? {
             0x45 if packet.len() > 20 => {
                 let whole = be16(packet, 6) & 0x3fff == 0 && usize::from(be16(packet, 2)) == packet.len();
@@ -206,7 +213,7 @@ impl Candidate {
             _ => None,
         }?;
         let headers = match protocol {
-            TCP => Self::headers_of_tcp(packet, layer4),
+            TCP if streams => Self::headers_of_tcp(packet, layer4),
             UDP if datagrams => Self::headers_of_udp(packet, layer4),
             _ => None,
         }?;

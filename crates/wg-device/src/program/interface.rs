@@ -6,7 +6,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::dataplane::KeySlot;
-use isthmus_packet_io::{Tun, UdpPort};
+use isthmus_packet_io::{Features, Tun, UdpPort};
 use isthmus_wg::{DeviceId, PeerConfig, PresharedKey, PrivateKey, PublicKey};
 use isthmus_wg_uapi::{self as uapi, Changes, Endpoint, Errno, Interface, PeerChange, PeerFacts, SetRequest};
 use zeroize::Zeroizing;
@@ -17,6 +17,8 @@ use crate::Carrier;
 pub(super) struct Served {
     interface: Interface,
     device: DeviceId,
+    /// What of the kernel's features the port may use.
+    features: Features,
 }
 
 impl Served {
@@ -24,10 +26,10 @@ impl Served {
     ///
     /// # Errors
     /// No memory left in the kernel.
-    pub(super) fn new(carrier: &mut Carrier, tun: Tun) -> io::Result<Self> {
+    pub(super) fn new(carrier: &mut Carrier, tun: Tun, features: Features) -> io::Result<Self> {
         let device = carrier.engine.add_device(KeySlot::First, false);
         carrier.serve(device, tun)?;
-        Ok(Self { interface: Interface::default(), device })
+        Ok(Self { interface: Interface::default(), device, features })
     }
 
     pub(super) fn answer_to_get(&self, carrier: &Carrier) -> Zeroizing<String> {
@@ -71,7 +73,7 @@ impl Served {
     fn listen(&mut self, carrier: &mut Carrier, changes: &Changes) -> io::Result<()> {
         let needed = carrier.port().is_none() && self.interface.private_key().is_some();
         if changes.listen_port || needed {
-            let port = UdpPort::open(self.interface.listen_port())?;
+            let port = UdpPort::open_with(self.interface.listen_port(), &self.features)?;
             if self.interface.fwmark() != 0 {
                 port.set_mark(self.interface.fwmark())?;
             }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line.
 
+use isthmus_packet_io::{Feature, Features};
+
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Asked {
@@ -9,20 +11,30 @@ pub(super) enum Asked {
     Run(Options),
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) interface: String,
     pub(super) foreground: bool,
     /// Said by the process that waits in the foreground until this one is ready.
     pub(super) tell_ready: bool,
+    /// What of the kernel's features may be used.
+    pub(super) features: Features,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { interface: String::new(), foreground: false, tell_ready: false, features: Feature::all() }
+    }
 }
 
 const HELP: &str = "\
 WireGuard in userspace, configured by wg(8).
 
-Usage: isthmus-wg [-f] INTERFACE
+Usage: isthmus-wg [-f] [--without FEATURE[,FEATURE...]] INTERFACE
 
   -f, --foreground   stay in the foreground
+  --without          do not use this of the kernel: recvmmsg, sendmmsg, vnet-hdr, tso, uso,
+                     udp-gro, udp-segment; what it has not is not used anyway
   -V, --version      print the version
   -h, --help         print this
 
@@ -42,13 +54,19 @@ With wg-quick: WG_QUICK_USERSPACE_IMPLEMENTATION=isthmus-wg wg-quick up wg0
 /// What is wrong, in words.
 pub(super) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked, String> {
     let mut options = Options::default();
-    for argument in arguments {
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "-h" | "--help" => return Ok(Asked::Text(HELP.into())),
             "-V" | "--version" => {
                 return Ok(Asked::Text(format!("isthmus-wg {}\n", env!("CARGO_PKG_VERSION"))));
             }
             "-f" | "--foreground" => options.foreground = true,
+            "--without" => {
+                for name in arguments.next().unwrap_or_default().split(',') {
+                    options.features.remove(&name.parse().map_err(|error| format!("--without: {error}"))?);
+                }
+            }
             "--tell-ready" => options.tell_ready = true,
             option if option.starts_with('-') => {
                 return Err(format!("{option} is not an option; `isthmus-wg --help` names them"));
@@ -73,6 +91,13 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked
     Ok(Asked::Run(options))
 }
 
+/// The arguments that leave out all but these.
+pub(super) fn without(features: &Features) -> Vec<String> {
+    let gone: Vec<&str> =
+        Feature::ALL.into_iter().filter(|feature| !features.contains(feature)).map(Feature::name).collect();
+    if gone.is_empty() { Vec::new() } else { vec!["--without".into(), gone.join(",")] }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,12 +108,22 @@ mod tests {
 
     #[test]
     fn options_come_before_and_after_the_interface() {
-        let run =
-            |foreground| Ok(Asked::Run(Options { interface: "wg0".into(), foreground, tell_ready: false }));
+        let run = |foreground| {
+            Ok(Asked::Run(Options { interface: "wg0".into(), foreground, ..Options::default() }))
+        };
         assert_eq!(asked("wg0"), run(false));
         assert_eq!(asked("-f wg0"), run(true));
         assert_eq!(asked("wg0 --foreground"), run(true));
         assert!(matches!(asked("--help wg0"), Ok(Asked::Text(text)) if text.contains("Usage")));
+    }
+
+    #[test]
+    fn features_are_left_out_by_name() {
+        let Ok(Asked::Run(options)) = asked("--without uso,udp-segment wg0") else { panic!("it runs") };
+        assert_eq!(options.features.len(), Feature::ALL.len() - 2);
+        assert!(!options.features.contains(&Feature::UdpSegment));
+        assert_eq!(without(&options.features), ["--without", "uso,udp-segment"]);
+        assert!(without(&Feature::all()).is_empty());
     }
 
     #[test]
@@ -97,6 +132,8 @@ mod tests {
             ("", "which interface"),
             ("wg0 wg1", "one interface"),
             ("-x wg0", "not an option"),
+            ("--without gso wg0", "none of recvmmsg"),
+            ("wg0 --without", "none of recvmmsg"),
             ("../etc", "cannot be the name"),
             ("..", "cannot be the name"),
             ("an-interface-too-long", "at most 15"),

@@ -31,6 +31,11 @@ impl Program {
         }
     }
 
+    /// Without some of what the kernel can do at once.
+    pub(crate) fn ours_with(arguments: &'static [&'static str]) -> Self {
+        Self { arguments, ..Self::ours() }
+    }
+
     pub(crate) fn other(name: &'static str, path: PathBuf, arguments: &'static [&'static str]) -> Self {
         Self { name, path, arguments }
     }

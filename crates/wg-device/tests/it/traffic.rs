@@ -163,15 +163,10 @@ fn of_three_peers_each_gets_what_is_its_own() {
     assert!(forged.contains("100% packet loss"), "{forged}");
 }
 
-#[test]
-fn a_stream_passes_whole() {
-    let Some(lab) = Lab::new("wg-stream") else { return };
-    let [east, west] = pair(&lab, &Program::ours(), &Program::ours(), 1420);
-    east.reaches("10.8.0.2");
-    // 32 MiB that no offload may change in a byte.
-    let data: Vec<u8> =
-        (0u32..8 << 20).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    let listener = west.host.run(|| std::net::TcpListener::bind("10.8.0.2:7000").unwrap());
+/// So many words that no offload may change in a bit.
+fn stream(from: &Side, to: &Side, address: &'static str, words: u32) {
+    let data: Vec<u8> = (0..words).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let listener = to.host.run(move || std::net::TcpListener::bind((address, 7000)).unwrap());
     let expected = data.clone();
     let reader = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -180,12 +175,41 @@ fn a_stream_passes_whole() {
         std::io::Read::read_to_end(&mut stream, &mut received).unwrap();
         assert!(received == expected, "{} of {} bytes, or others", received.len(), expected.len());
     });
-    east.host.run(move || {
-        let mut stream = std::net::TcpStream::connect("10.8.0.2:7000").unwrap();
+    from.host.run(move || {
+        let mut stream = std::net::TcpStream::connect((address, 7000)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         std::io::Write::write_all(&mut stream, &data).unwrap();
     });
     reader.join().unwrap();
+}
+
+#[test]
+fn a_stream_passes_whole() {
+    let Some(lab) = Lab::new("wg-stream") else { return };
+    let [east, west] = pair(&lab, &Program::ours(), &Program::ours(), 1420);
+    east.reaches("10.8.0.2");
+    stream(&east, &west, "10.8.0.2", 8 << 20);
+}
+
+#[test]
+fn without_any_of_the_kernels_features_streams_pass_whole_and_datagrams_too() {
+    const WITHOUT: [(&str, &[&str]); 5] = [
+        ("wg-plain-1", &["--foreground", "--without", "udp-segment,udp-gro"]),
+        ("wg-plain-2", &["--foreground", "--without", "sendmmsg,recvmmsg"]),
+        ("wg-plain-3", &["--foreground", "--without", "uso"]),
+        ("wg-plain-4", &["--foreground", "--without", "tso,uso"]),
+        ("wg-plain-5", &["--foreground", "--without", "vnet-hdr,udp-segment,udp-gro,sendmmsg,recvmmsg"]),
+    ];
+    for (name, without) in WITHOUT {
+        let Some(lab) = Lab::new(name) else { return };
+        let [east, west] = pair(&lab, &Program::ours_with(without), &Program::ours(), 1420);
+        east.reaches("10.8.0.2");
+        for size in [0, 56, 1280 - 28, 1420 - 28] {
+            none_lost(&east.ping("10.8.0.2", &format!("-c 20 -i 0.005 -W 5 -M do -s {size}")));
+        }
+        stream(&east, &west, "10.8.0.2", 2 << 20);
+        stream(&west, &east, "10.8.0.1", 2 << 20);
+    }
 }
 
 #[test]
@@ -210,4 +234,30 @@ fn a_zone_in_an_endpoint_is_followed() {
         side.up(&[&format!("10.8.0.{own}/24")], 1420);
     }
     sides[0].reaches("10.8.0.2");
+}
+
+#[test]
+fn a_peer_is_answered_from_the_address_that_it_asked_at() {
+    let Some(lab) = Lab::new("wg-sticky") else { return };
+    let [east, west] = pair(&lab, &Program::ours(), &Program::ours(), 1420);
+    // The routes of west have its first addresses as their source.
+    west.host.sh("ip addr add 192.0.2.20/24 dev wire; ip addr add fd00:2::20/64 dev wire nodad");
+    for (asked, family) in [("192.0.2.20", "ip"), ("fd00:2::20", "ip6")] {
+        // As a NAT on the way has it, or a firewall that knows flows.
+        east.host.sh("nft flush ruleset");
+        east.host
+            .sh("nft add table inet way; nft 'add chain inet way in { type filter hook input priority 0; }'");
+        east.host.sh(&format!("nft add rule inet way in udp sport {PORT} {family} saddr != {asked} drop"));
+        let brackets = if family == "ip6" { format!("[{asked}]") } else { asked.to_owned() };
+        east.peer(&west, &format!("endpoint {brackets}:{PORT}"));
+        east.reaches("10.8.0.2");
+        none_lost(&east.ping("10.8.0.2", "-c 20 -i 0.01 -W 5"));
+        none_lost(&west.ping("10.8.0.1", "-c 20 -i 0.01 -W 5"));
+        assert_eq!(east.shown("endpoints"), format!("{brackets}:{PORT}"));
+    }
+    // The address goes: west answers from another one, and nothing is lost.
+    east.host.sh("nft flush ruleset");
+    west.host.sh("ip addr del fd00:2::20/64 dev wire");
+    none_lost(&west.ping("10.8.0.1", "-c 20 -i 0.01 -W 5"));
+    assert_eq!(east.shown("endpoints"), format!("[fd00:2::2]:{PORT}"));
 }
