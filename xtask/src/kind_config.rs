@@ -23,7 +23,7 @@ struct Config<'a> {
     nodes: Vec<Node<'a>>,
     kubeadm_config_patches: Vec<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    containerd_config_patches: Vec<&'static str>,
+    containerd_config_patches: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -50,6 +50,9 @@ const KUBELET_PATCH: &str =
     "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\nfailCgroupV1: false\n";
 /// Without CAP_SYS_RESOURCE no container may get a lower score than containerd's own.
 const SCORE_PATCH: &str = "[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n";
+/// Networks beside the cluster's own: pods whose RuntimeClass has such a handler get what `/etc/cni/<handler>.d` says, once
+/// somebody writes it. For tests of CNI plugins in containerd.
+pub const NETWORK_HANDLERS: [&str; 3] = ["network-a", "network-b", "network-c"];
 
 /// The configuration as YAML.
 pub fn kind_config(cluster: &Cluster, node_image: &str, machine: Machine) -> Result<String> {
@@ -80,9 +83,22 @@ pub fn kind_config(cluster: &Cluster, node_image: &str, machine: Machine) -> Res
             })
             .collect(),
         kubeadm_config_patches: vec![KUBELET_PATCH],
-        containerd_config_patches: if machine.lacks_sys_resource { vec![SCORE_PATCH] } else { Vec::new() },
+        containerd_config_patches: containerd_patches(machine),
     };
     Ok(serde_yaml::to_string(&config)?)
+}
+
+fn containerd_patches(machine: Machine) -> Vec<String> {
+    let score = machine.lacks_sys_resource.then(|| SCORE_PATCH.to_owned());
+    NETWORK_HANDLERS.into_iter().map(network_patch).chain(score).collect()
+}
+
+/// As kind's own handlers are, but for the directory.
+fn network_patch(handler: &str) -> String {
+    let table = format!("plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{handler}");
+    format!(
+        "[{table}]\n  runtime_type = \"io.containerd.runc.v2\"\n  base_runtime_spec = \"/etc/containerd/cri-base.json\"\n  cni_conf_dir = \"/etc/cni/{handler}.d\"\n[{table}.options]\n  SystemdCgroup = true\n"
+    )
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 mod addresses;
 mod egress;
 mod failover;
+mod ipam;
 mod keys;
 mod peering;
+mod plugins;
 mod pods;
 mod restarts;
 mod samples;
