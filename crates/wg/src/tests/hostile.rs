@@ -42,8 +42,11 @@ fn to_east_packet(number: u64, length: usize) -> Vec<u8> {
     unique([10, 2, 0, 7], [10, 1, 0, 5], number, length)
 }
 
-/// What a side shows of having been moved by a datagram.
-fn state(side: &Side) -> (Vec<(Option<SocketAddr>, u64, u64, bool)>, usize) {
+/// Of a peer: its endpoint, bytes received and sent, and whether there is a session.
+type Moved = (Option<SocketAddr>, u64, u64, bool);
+
+/// What a side shows of having been moved by a datagram, and how many packets came out.
+fn state(side: &Side) -> (Vec<Moved>, usize) {
     let facts = side.engine.facts().into_values();
     let seen = facts.map(|facts| {
         (facts.endpoint, facts.received_bytes, facts.sent_bytes, facts.since_handshake.is_some())
