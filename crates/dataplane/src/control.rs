@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Unix socket for the agent. Only root may speak; each connection has a thread that reads and one that reports.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufReader};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_model::dataplane::{Report, Request};
 use isthmus_packet_io::{receive_byte, send_byte};
+use isthmus_wg_device::{Bell, Ear, bell};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{AcceptConn, PeerCredentials};
 use nix::sys::socket::{UnixAddr, getsockname, getsockopt};
 
 use crate::board::Board;
-use crate::kept::{KeptName, Parent};
+use crate::kept::{Kept, KeptName, Parent};
 use crate::owner::OwnerSocket;
-use crate::packets::PacketThread;
+use crate::packets::{BEING_REPLACED, PacketThread};
 use crate::probe::ProbeThread;
 use crate::wire::{PROTOCOL_VERSION, read_frame, write_frame};
 
@@ -32,8 +36,8 @@ const GOING: Duration = Duration::from_secs(2);
 /// What a connection acts upon.
 pub(crate) struct Parts {
     pub(crate) board: Arc<Board>,
-    pub(crate) packets: PacketThread,
-    pub(crate) probes: ProbeThread,
+    pub(crate) packets: Arc<PacketThread>,
+    pub(crate) probes: Arc<ProbeThread>,
     pub(crate) parent: Parent,
 }
 
@@ -44,39 +48,101 @@ pub(crate) struct Inherited {
     pub(crate) agents: Option<OwnedFd>,
 }
 
+/// Those who serve agents, for whoever ends that.
+#[derive(Clone)]
+pub(crate) struct Control(Arc<Shared>);
+
 struct Shared {
     parts: Parts,
     owner: OwnerSocket,
     /// One configuration at a time, whole.
     applying: Mutex<()>,
+    listener: UnixListener,
+    /// Another process listens, or is about to.
+    stopped: AtomicBool,
+    bell: Bell,
+    /// Of agents that are connected.
+    streams: Mutex<BTreeMap<i32, UnixStream>>,
 }
 
 /// Serves the socket in a thread of its own.
 ///
 /// # Errors
 /// The path cannot be used, or another data plane process serves it.
-pub(crate) fn start(path: &Path, inherited: Inherited, parts: Parts) -> io::Result<()> {
+pub(crate) fn start(path: &Path, inherited: Inherited, parts: Parts) -> io::Result<Control> {
     let listener = match inherited.agents.filter(|socket| serves(socket, path)) {
         Some(kept) => UnixListener::from(kept),
         None => bind(path)?,
     };
+    listener.set_nonblocking(true)?;
     parts.parent.keep(KeptName::agents(), &listener);
-    let owner = OwnerSocket::new(inherited.owner);
-    let shared = Arc::new(Shared { parts, owner, applying: Mutex::new(()) });
-    spawn("accept", move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
-            let shared = Arc::clone(&shared);
-            let served = spawn("agent", move || {
-                if let Err(error) = serve(&stream, &shared) {
-                    tracing::warn!(%error, "connection to the agent ended");
-                }
-            });
-            if let Err(error) = served {
-                tracing::error!(%error, "no thread for an agent's connection");
-            }
+    let (bell, ear) = bell()?;
+    let shared = Arc::new(Shared {
+        parts,
+        owner: OwnerSocket::new(inherited.owner),
+        applying: Mutex::new(()),
+        listener,
+        stopped: AtomicBool::new(false),
+        bell,
+        streams: Mutex::default(),
+    });
+    let accepting = Arc::clone(&shared);
+    spawn("accept", move || accept(&accepting, &ear))?;
+    Ok(Control(shared))
+}
+
+impl Control {
+    /// What another process needs to serve agents.
+    pub(crate) fn add_to(&self, kept: &mut Kept) -> io::Result<()> {
+        kept.put(KeptName::agents(), self.0.listener.as_fd().try_clone_to_owned()?);
+        if let Some(owner) = self.0.owner.held() {
+            kept.put(KeptName::owner(), owner);
         }
-    })
+        Ok(())
+    }
+
+    /// Has agents connect anew, and configure what they could not while another worker was about to take over.
+    pub(crate) fn hang_up(&self) {
+        let streams = std::mem::take(&mut *lock(&self.0.streams));
+        for stream in streams.into_values() {
+            // One that has hung up itself is none.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Listens no more. Agents that knock are heard by whoever else has the socket.
+    pub(crate) fn stop(&self) {
+        self.0.stopped.store(true, Ordering::Release);
+        self.0.bell.ring();
+        self.hang_up();
+    }
+}
+
+fn accept(shared: &Arc<Shared>, ear: &Ear) {
+    while !shared.stopped.load(Ordering::Acquire) {
+        let mut polled = [
+            PollFd::new(shared.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ear.as_fd(), PollFlags::POLLIN),
+        ];
+        if poll(&mut polled, PollTimeout::NONE).is_err() {
+            continue;
+        }
+        // Another process that has the socket may have been faster.
+        let Ok((stream, _)) = shared.listener.accept() else { continue };
+        let shared = Arc::clone(shared);
+        let served = spawn("agent", move || {
+            if let Err(error) = shared.attend(&stream) {
+                tracing::warn!(%error, "connection to the agent ended");
+            }
+        });
+        if let Err(error) = served {
+            tracing::error!(%error, "no thread for an agent's connection");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -142,7 +208,7 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     let result = obey(stream, shared, &writer);
     over.store(true, Ordering::Release);
     // The reporter may sit in a write to an agent that reads no more.
-    let _ = stream.shutdown(std::net::Shutdown::Both);
+    let _ = stream.shutdown(Shutdown::Both);
     result
 }
 
@@ -163,12 +229,25 @@ fn obey(stream: &UnixStream, shared: &Shared, writer: &Mutex<UnixStream>) -> io:
 }
 
 impl Shared {
+    /// Serves the connection, unless this process serves no more.
+    fn attend(&self, stream: &UnixStream) -> io::Result<()> {
+        let number = stream.as_raw_fd();
+        let copy = stream.try_clone()?;
+        lock(&self.streams).insert(number, copy);
+        // Whoever stops says so first, and hangs up on those that are named then.
+        let outcome = if self.stopped.load(Ordering::Acquire) { Ok(()) } else { serve(stream, self) };
+        lock(&self.streams).remove(&number);
+        outcome
+    }
+
     fn carry_out(&self, request: Request) -> Vec<String> {
-        let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.applying);
         match request {
             Request::Configure(config) => {
                 let failures = self.parts.packets.configure(&config);
-                self.parts.probes.configure(config);
+                if failures != [BEING_REPLACED] {
+                    self.parts.probes.configure(config);
+                }
                 failures
             }
             Request::RotateKey => self.parts.packets.rotate_key(),
@@ -189,5 +268,5 @@ fn report(board: &Board, writer: &Mutex<UnixStream>, over: &AtomicBool) {
 
 fn tell(writer: &Mutex<UnixStream>, report: &Report) -> io::Result<()> {
     let line = serde_json::to_string(report).map_err(io::Error::other)?;
-    write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &line)
+    write_frame(&mut *lock(writer), &line)
 }

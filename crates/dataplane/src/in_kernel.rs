@@ -14,16 +14,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_model::dataplane::{DataplaneConfig, TunnelState};
+use isthmus_model::dataplane::{DataplaneConfig, TunnelState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 use isthmus_wg::accept;
 use isthmus_wg_kernel::{Change, Device, WireGuard};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::board::Board;
+use crate::kept::{Kept, KeptName};
 use crate::memory::{Memory, Scribe};
 use crate::packets::devices::{MTU_BYTES, is_tunnel_name};
-use crate::packets::{Command, PacketThread, Start};
+use crate::packets::{BEING_REPLACED, Command, PacketThread, Start};
 use crate::rotation::Rotation;
 use isthmus_wg_device::{Ear, bell, sleep_until};
 use plan::{Wanted, is_alive, peer_change, ports};
@@ -52,6 +53,7 @@ pub(crate) fn start(wireguard: WireGuard, start: Start) -> io::Result<PacketThre
         wanted: BTreeMap::new(),
         swept: false,
         told_alive: BTreeSet::new(),
+        retired: false,
         next_look: now,
         next_post: now,
     };
@@ -61,6 +63,8 @@ pub(crate) fn start(wireguard: WireGuard, start: Start) -> io::Result<PacketThre
                 tracing::warn!(failure, "not all goes on");
             }
         }
+        // The kernel carries: there is nothing to wait for.
+        let _ = start.carries.map(|carries| carries.send(()));
         keeper.run();
     };
     std::thread::Builder::new().name("tunnels".into()).spawn(run)?;
@@ -80,6 +84,8 @@ struct Keeper {
     /// What an earlier process left behind is taken away once, with the first configuration.
     swept: bool,
     told_alive: BTreeSet<LinkName>,
+    /// Another worker takes over: nothing is changed here.
+    retired: bool,
     next_look: Instant,
     next_post: Instant,
 }
@@ -95,12 +101,14 @@ impl Keeper {
             let now = Instant::now();
             if now >= self.next_look {
                 self.next_look = now + LOOK_EVERY;
-                self.restore();
+                if !self.retired {
+                    self.restore();
+                }
             }
             if now >= self.next_post {
                 self.next_post = now + POST_EVERY;
                 let tunnels = self.post();
-                if self.rotation.step(&self.config, &tunnels, &self.board.probes(), now) {
+                if !self.retired && self.rotation.step(&self.config, &tunnels, &self.board.probes(), now) {
                     self.post();
                 }
             }
@@ -111,6 +119,23 @@ impl Keeper {
         self.ear.hush();
         while let Ok(command) = self.commanded.try_recv() {
             let (failures, answer) = match command {
+                Command::Configure(_, answer) | Command::RotateKey(answer) if self.retired => {
+                    (vec![BEING_REPLACED.to_owned()], answer)
+                }
+                Command::Retire(answer) => {
+                    self.retired = true;
+                    let _ = answer.send(self.hand_over());
+                    continue;
+                }
+                Command::Resume => {
+                    self.retired = false;
+                    continue;
+                }
+                Command::StepBack(drained) => {
+                    // Nothing ever comes by here.
+                    let _ = drained.send(());
+                    continue;
+                }
                 Command::Configure(config, answer) => (self.configure(*config), answer),
                 Command::RotateKey(answer) => (self.rotation.begin(Instant::now()), answer),
             };
@@ -237,6 +262,19 @@ impl Keeper {
         }
     }
 
+    /// Devices, ports and sessions are the kernel's: what is handed over is what is known of them.
+    fn hand_over(&mut self) -> io::Result<Kept> {
+        let tunnels = self.post();
+        let mut kept = Kept::default();
+        kept.put(KeptName::memory(), self.memory(&tunnels).write()?.into());
+        Ok(kept)
+    }
+
+    fn memory(&self, tunnels: &BTreeMap<LinkName, TunnelState>) -> Memory {
+        let memory = Memory::new(&self.config, tunnels, self.board.probes());
+        Memory { mode: WireGuardMode::Kernel, ..memory }
+    }
+
     /// Tells what the kernel counted and what keys there are.
     fn post(&mut self) -> BTreeMap<LinkName, TunnelState> {
         let now = unix_now();
@@ -266,8 +304,10 @@ impl Keeper {
             tracing::warn!(tunnel = %name, "session is over");
         }
         self.told_alive = alive;
+        if !self.retired {
+            self.scribe.note(self.memory(&states));
+        }
         self.board.post_tunnels(states.clone());
-        self.scribe.note(Memory::new(&self.config, &states, self.board.probes()));
         self.board.post_keys(self.rotation.keys().told());
         states
     }

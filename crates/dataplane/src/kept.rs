@@ -34,6 +34,11 @@ impl KeptName {
         Self("memory".into())
     }
 
+    /// The connection between two engines that share the port.
+    pub(crate) fn relay() -> Self {
+        Self("relay".into())
+    }
+
     /// The WireGuard port.
     pub(crate) fn port(number: u16) -> Self {
         Self(format!("udp/{number}"))
@@ -67,6 +72,12 @@ pub(crate) enum Word {
     ThatIsAll,
     /// This worker carries.
     Carrying,
+    /// This worker has handed over to another one, and carries no more.
+    HandedOver,
+    /// From a worker that takes over: what it speaks.
+    Hello(u8),
+    /// To it: agents and probes are its own from now on.
+    SteppedBack,
 }
 
 impl Word {
@@ -77,6 +88,9 @@ impl Word {
             (b'F', name) => KeptName::parse(name).map(Self::Forget),
             (b'.', []) => Some(Self::ThatIsAll),
             (b'C', []) => Some(Self::Carrying),
+            (b'O', []) => Some(Self::HandedOver),
+            (b'H', [version]) => Some(Self::Hello(*version)),
+            (b'B', []) => Some(Self::SteppedBack),
             _ => None,
         }
     }
@@ -87,6 +101,9 @@ impl Word {
             Self::Forget(name) => (b'F', name.0.as_bytes()),
             Self::ThatIsAll => (b'.', &[][..]),
             Self::Carrying => (b'C', &[][..]),
+            Self::HandedOver => (b'O', &[][..]),
+            Self::Hello(version) => (b'H', std::slice::from_ref(version)),
+            Self::SteppedBack => (b'B', &[][..]),
         };
         [&[letter], name].concat()
     }
@@ -141,6 +158,11 @@ impl Kept {
         room
     }
 
+    /// Those that a worker's parent keeps: all but what is between two workers.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = (&KeptName, &OwnedFd)> {
+        self.0.iter().filter(|(name, _)| **name != KeptName::relay())
+    }
+
     pub(crate) fn take(&mut self, name: &KeptName) -> Option<OwnedFd> {
         self.0.remove(name)
     }
@@ -171,6 +193,10 @@ impl Parent {
 
     pub(crate) fn carries(&self) {
         self.say(&Word::Carrying, None);
+    }
+
+    pub(crate) fn hands_over(&self) {
+        self.say(&Word::HandedOver, None);
     }
 
     fn say(&self, word: &Word, attached: Option<BorrowedFd<'_>>) {

@@ -12,6 +12,7 @@
 mod board;
 pub mod client;
 mod control;
+mod handover;
 mod in_kernel;
 mod kept;
 mod keys;
@@ -106,6 +107,6 @@ pub enum StartError {
 pub fn run(options: &Options) -> Result<(), StartError> {
     match std::env::var(parent::CHANNEL) {
         Ok(number) => worker::run(options, &number),
-        Err(_) => parent::run(),
+        Err(_) => parent::run(&options.socket),
     }
 }

@@ -2,14 +2,14 @@
 //! What a worker acts on and has found out, as its parent keeps it for the next one: in a file without a name, that lives in memory.
 //! The parent never reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use isthmus_model::dataplane::{DataplaneConfig, ProbeState, TunnelState};
+use isthmus_model::dataplane::{DataplaneConfig, ProbeState, TunnelState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -21,11 +21,18 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// Everything of a worker that the next one cannot find out at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Memory {
     /// As the agent told it last.
     pub(crate) config: DataplaneConfig,
+    /// Who encrypts.
+    pub(crate) mode: WireGuardMode,
     /// Where the peers are, roamed or not.
     pub(crate) endpoints: BTreeMap<LinkName, SocketAddr>,
+    /// Tunnels that have a session.
+    pub(crate) live: BTreeSet<LinkName>,
+    /// Which half of the session indices the engine has: the upper one.
+    pub(crate) upper: bool,
     /// What the agent acts on: paths are up until probes say otherwise.
     pub(crate) probes: BTreeMap<String, ProbeState>,
 }
@@ -40,7 +47,14 @@ impl Memory {
         let probes = probes.into_iter().filter(|(name, _)| config.probes.contains_key(name));
         // Quantities change all the time, and are soon measured again.
         let facts = probes.map(|(name, state)| (name, ProbeState { rtt_us: None, loss_percent: 0, ..state }));
-        Self { config: config.clone(), endpoints: endpoints.collect(), probes: facts.collect() }
+        let live = tunnels.iter().filter(|(_, state)| state.last_handshake_s.is_some());
+        Self {
+            config: config.clone(),
+            endpoints: endpoints.collect(),
+            live: live.map(|(name, _)| name.clone()).collect(),
+            probes: facts.collect(),
+            ..Self::default()
+        }
     }
 
     /// Tunnels as they are told until they are measured: without it an agent would think that there are none.

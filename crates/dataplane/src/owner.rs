@@ -20,6 +20,12 @@ impl OwnerSocket {
         Self(Mutex::new(kept.filter(is_netlink)))
     }
 
+    /// A copy, if it is open.
+    pub(crate) fn held(&self) -> Option<OwnedFd> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().and_then(|socket| socket.try_clone().ok())
+    }
+
     /// The socket for an agent, which may have brought the one that it uses already.
     ///
     /// # Errors

@@ -3,67 +3,36 @@
 //! What it carries is [`Carrier`]'s; here is what it carries, and what is told of it.
 
 pub(crate) mod devices;
+mod inherited;
+mod role;
+mod thread;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::dataplane::{DataplaneConfig, KeySlot, TunnelState};
 use isthmus_model::ids::LinkName;
-use isthmus_packet_io::{Lifetime, Tun, UdpPort};
-use isthmus_wg::{DeviceId, Engine, PrivateKey};
-use isthmus_wg_device::{Bell, Carrier, bell};
+use isthmus_wg::{DeviceId, Engine, Half, PrivateKey};
+use isthmus_wg_device::{Carrier, bell};
 
 use crate::board::Board;
-use crate::kept::{Kept, KeptName, Parent};
+use crate::kept::KeptName;
 use crate::keys::KeyStore;
 use crate::memory::{Memory, Scribe};
 use crate::rotation::Rotation;
 use devices::Devices;
+use role::Role;
+
+pub(crate) use inherited::Inherited;
+pub(crate) use thread::{BEING_REPLACED, Command, PacketThread};
 
 /// How often what was measured is posted.
 const POST_EVERY: Duration = Duration::from_millis(500);
 /// How often a device or port that cannot be opened is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
-
-pub(crate) enum Command {
-    Configure(Box<DataplaneConfig>, Sender<Vec<String>>),
-    RotateKey(Sender<Vec<String>>),
-}
-
-/// The thread, for those who command it.
-pub(crate) struct PacketThread {
-    commands: Sender<Command>,
-    bell: Bell,
-}
-
-impl PacketThread {
-    pub(crate) fn new(commands: Sender<Command>, bell: Bell) -> Self {
-        Self { commands, bell }
-    }
-
-    /// Runs the tunnels of this configuration. Returns what could not be done, when the rest is.
-    pub(crate) fn configure(&self, config: &DataplaneConfig) -> Vec<String> {
-        self.command(|answer| Command::Configure(Box::new(config.clone()), answer))
-    }
-
-    /// Brings in a new key. Returns why not, if not.
-    pub(crate) fn rotate_key(&self) -> Vec<String> {
-        self.command(Command::RotateKey)
-    }
-
-    fn command(&self, command: impl FnOnce(Sender<Vec<String>>) -> Command) -> Vec<String> {
-        let (answer, answered) = channel();
-        let sent = self.commands.send(command(answer));
-        self.bell.ring();
-        sent.ok()
-            .and_then(|()| answered.recv().ok())
-            .unwrap_or_else(|| vec!["the packet thread has ended".into()])
-    }
-}
 
 /// What the thread starts with, whoever encrypts.
 pub(crate) struct Start {
@@ -72,12 +41,8 @@ pub(crate) struct Start {
     pub(crate) scribe: Scribe,
     /// Of a worker before this one.
     pub(crate) memory: Option<Memory>,
-}
-
-/// Devices and port of a worker before this one.
-pub(crate) struct Inherited {
-    pub(crate) kept: Kept,
-    pub(crate) parent: Parent,
+    /// That worker still carries: something is sent here once this one does.
+    pub(crate) carries: Option<Sender<()>>,
 }
 
 /// Starts the thread, with the tunnels that are remembered.
@@ -90,12 +55,19 @@ pub(crate) fn start(start: Start, inherited: Inherited) -> io::Result<PacketThre
     let mut first_index = [0; 4];
     getrandom::fill(&mut first_index).map_err(|error| io::Error::other(error.to_string()))?;
     let now = Instant::now();
-    let mut engine = Engine::new(u32::from_le_bytes(first_index), now);
+    // Another half than that of the worker before: it may still carry.
+    let half = match &start.memory {
+        Some(memory) if !memory.upper => Half::Upper,
+        _ => Half::Lower,
+    };
+    let mut engine = Engine::in_half(half, u32::from_le_bytes(first_index), now);
     engine.set_keys(owned(&start.keys));
     let mut packets = Packets {
         rotation: Rotation::new(start.keys, now),
         config: DataplaneConfig::default(),
         carrier: Carrier::new(engine, ear)?,
+        half,
+        role: Role::Carrying,
         board: start.board,
         scribe: start.scribe,
         commanded,
@@ -105,6 +77,9 @@ pub(crate) fn start(start: Start, inherited: Inherited) -> io::Result<PacketThre
         next_post: now,
         next_retry: now,
     };
+    if let (Some(memory), Some(carries)) = (&start.memory, start.carries) {
+        packets.wait_to_carry(memory.live.clone(), carries, now)?;
+    }
     let run = move || {
         if let Some(memory) = start.memory {
             packets.resume(memory);
@@ -120,6 +95,9 @@ struct Packets {
     /// As it was told last.
     config: DataplaneConfig,
     carrier: Carrier,
+    /// Of the indices of sessions.
+    half: Half,
+    role: Role,
     board: Arc<Board>,
     scribe: Scribe,
     commanded: Receiver<Command>,
@@ -137,7 +115,7 @@ impl Packets {
             if self.devices.missing(&self.carrier) || self.misses_port() {
                 until = until.min(self.next_retry);
             }
-            let heard = self.carrier.turn(until);
+            let heard = self.carrier.turn(self.role.until(until));
             if heard.bell {
                 self.obey();
             }
@@ -145,15 +123,20 @@ impl Packets {
                 self.devices.lost(&mut self.carrier, id);
             }
             let now = Instant::now();
+            self.play_role(heard.relay_ended, now);
             if now >= self.next_retry {
                 self.next_retry = now + RETRY_EVERY;
-                self.devices.reopen(&mut self.carrier);
-                let _ = self.open_port();
+                if self.role.opens() {
+                    self.devices.reopen(&mut self.carrier);
+                    let _ = self.open_port();
+                }
             }
             if now >= self.next_post {
                 self.next_post = now + POST_EVERY;
                 let tunnels = self.post();
-                if self.rotation.step(&self.config, &tunnels, &self.board.probes(), now) {
+                let keys_changed = self.role.decides()
+                    && self.rotation.step(&self.config, &tunnels, &self.board.probes(), now);
+                if keys_changed {
                     self.carrier.engine.set_keys(owned(self.rotation.keys()));
                     self.post();
                 }
@@ -171,6 +154,11 @@ impl Packets {
         }
     }
 
+    fn memory(&self, tunnels: &BTreeMap<LinkName, TunnelState>) -> Memory {
+        let memory = Memory::new(&self.config, tunnels, self.board.probes());
+        Memory { upper: self.half == Half::Upper, ..memory }
+    }
+
     fn misses_port(&self) -> bool {
         self.carrier.port().is_none() && self.wanted_port.is_some()
     }
@@ -179,8 +167,24 @@ impl Packets {
         self.carrier.hush();
         while let Ok(command) = self.commanded.try_recv() {
             let (failures, answer) = match command {
+                Command::Configure(_, answer) | Command::RotateKey(answer) if !self.role.obeys() => {
+                    (vec![BEING_REPLACED.to_owned()], answer)
+                }
                 Command::Configure(config, answer) => (self.configure(*config), answer),
                 Command::RotateKey(answer) => (self.rotate_key(), answer),
+                Command::Retire(answer) => {
+                    // Whoever asked waits for it, and tells this thread what to do next.
+                    let _ = answer.send(self.retire());
+                    continue;
+                }
+                Command::Resume => {
+                    self.resume_carrying();
+                    continue;
+                }
+                Command::StepBack(drained) => {
+                    self.step_back(drained, Instant::now());
+                    continue;
+                }
             };
             self.post();
             // Whoever asked may have gone; what it asked for is done.
@@ -208,6 +212,8 @@ impl Packets {
             failures.extend(self.carrier.set_port(None).err().map(|error| error.to_string()));
         }
         failures.extend(self.open_port().err());
+        // Only now: the port is among what is kept.
+        self.devices.sweep();
         self.config = config;
         self.rotation.configured(Instant::now());
         failures
@@ -230,12 +236,7 @@ impl Packets {
         failures
     }
 
-    /// Tells what was counted and what keys there are.
-    fn post(&mut self) -> BTreeMap<LinkName, TunnelState> {
-        let drops = std::mem::take(&mut self.carrier.drops);
-        if !drops.is_empty() {
-            tracing::debug!(?drops, "dropped since the last post");
-        }
+    fn states(&self) -> BTreeMap<LinkName, TunnelState> {
         let unix_now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let states = self.carrier.engine.facts().into_values().map(|facts| {
             let state = TunnelState {
@@ -252,7 +253,16 @@ impl Packets {
             };
             (facts.name, state)
         });
-        let states: BTreeMap<LinkName, TunnelState> = states.collect();
+        states.collect()
+    }
+
+    /// Tells what was counted and what keys there are.
+    fn post(&mut self) -> BTreeMap<LinkName, TunnelState> {
+        let drops = std::mem::take(&mut self.carrier.drops);
+        if !drops.is_empty() {
+            tracing::debug!(?drops, "dropped since the last post");
+        }
+        let states = self.states();
         let handshakes =
             states.iter().filter_map(|(name, state)| Some((name.clone(), state.last_handshake_s?)));
         let handshakes: BTreeMap<LinkName, u64> = handshakes.collect();
@@ -263,47 +273,13 @@ impl Packets {
             tracing::warn!(tunnel = %name, "session is over; a new one is asked for every 5 s");
         }
         self.told_handshakes = handshakes;
+        // Before it is told: what an agent knows, the next worker does too.
+        if self.role.obeys() {
+            self.scribe.note(self.memory(&states));
+        }
         self.board.post_tunnels(states.clone());
-        self.scribe.note(Memory::new(&self.config, &states, self.board.probes()));
         self.board.post_keys(self.rotation.keys().told());
         states
-    }
-}
-
-impl Inherited {
-    /// The port: the one that is kept, or a new one, which is kept from now on.
-    fn port(&mut self, number: u16) -> io::Result<UdpPort> {
-        let name = KeptName::port(number);
-        match self.kept.take(&name).map(|kept| UdpPort::adopt(kept, number)) {
-            Some(Ok(port)) => return Ok(port),
-            Some(Err(error)) => tracing::warn!(%error, "the WireGuard port is opened anew"),
-            None => {}
-        }
-        self.parent.forget(name.clone());
-        let port = UdpPort::open(number)?;
-        self.parent.keep(name, &port);
-        Ok(port)
-    }
-
-    /// The tunnel device, likewise.
-    fn device(&mut self, link: &LinkName) -> io::Result<Tun> {
-        let name = KeptName::tun(link);
-        match self.kept.take(&name).map(|kept| Tun::adopt(kept, link.as_str())) {
-            Some(Ok(tun)) => return Ok(tun),
-            Some(Err(error)) => tracing::warn!(%error, "the tunnel device is opened anew"),
-            None => {}
-        }
-        self.parent.forget(name.clone());
-        let tun = Tun::open(link.as_str(), devices::MTU_BYTES, Lifetime::Persistent)?;
-        self.parent.keep(name, &tun);
-        Ok(tun)
-    }
-
-    /// What nobody has asked for, and is not kept any longer.
-    fn take_rest(&mut self) -> BTreeMap<KeptName, OwnedFd> {
-        let rest = self.kept.take_rest();
-        rest.keys().for_each(|name| self.parent.forget(name.clone()));
-        rest
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 
 use crate::StartError;
+use crate::handover;
 use crate::kept::{Kept, Word};
 use family::{Birth, Family, WorkerId};
 
@@ -31,6 +32,9 @@ pub(crate) const CHANNEL: &str = "ISTHMUS_DATAPLANE_CHANNEL";
 /// How long a worker may take for what it is told.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// How often it is looked whether the worker of another parent is there.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 struct Worker {
     process: Child,
     channel: OwnedFd,
@@ -38,6 +42,8 @@ struct Worker {
 }
 
 struct ParentProcess {
+    /// Where whoever carries waits for one that takes over.
+    handover: PathBuf,
     /// The program, as it was started.
     program: PathBuf,
     signals: SignalFd,
@@ -46,13 +52,13 @@ struct ParentProcess {
     kept: Kept,
 }
 
-/// Runs workers until SIGTERM or SIGINT.
+/// Runs workers until SIGTERM or SIGINT; SIGHUP asks for one that takes over from the one that carries. `socket` is that of agents.
 ///
 /// # Errors
 /// The first worker could not start.
-pub(crate) fn run() -> Result<(), StartError> {
+pub(crate) fn run(socket: &Path) -> Result<(), StartError> {
     let mut heard = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
         heard.add(signal);
     }
     heard.thread_block().map_err(|errno| StartError::System("block signals", errno.into()))?;
@@ -60,7 +66,9 @@ pub(crate) fn run() -> Result<(), StartError> {
         .map_err(|errno| StartError::System("wait for signals", errno.into()))?;
     let program = std::env::current_exe().map_err(|error| StartError::System("find the program", error))?;
     let family = Family::new(Instant::now());
-    ParentProcess { program, signals, family, workers: BTreeMap::new(), kept: Kept::default() }.run()
+    let handover = handover::path(socket);
+    let (workers, kept) = (BTreeMap::new(), Kept::default());
+    ParentProcess { handover, program, signals, family, workers, kept }.run()
 }
 
 impl ParentProcess {
@@ -74,6 +82,9 @@ impl ParentProcess {
             }
             let (signalled, spoke) = self.wait();
             spoke.into_iter().for_each(|id| _ = self.listen(id));
+            if self.family.stands_by() {
+                self.family.looked(handover::answers(&self.handover), Instant::now());
+            }
             if signalled && self.is_to_end() {
                 self.end();
                 return Ok(());
@@ -89,6 +100,7 @@ impl ParentProcess {
     fn wait(&self) -> (bool, Vec<WorkerId>) {
         let timeout = match self.family.due() {
             Some(due) => sleep_until(due, Instant::now()),
+            None if self.family.stands_by() => LOOK_EVERY.try_into().unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
         let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
@@ -140,6 +152,14 @@ impl ParentProcess {
             }
             Ok((Some(Word::Forget(name)), _)) => drop(self.kept.take(&name)),
             Ok((Some(Word::Carrying), _)) => self.family.carries(id),
+            Ok((Some(Word::HandedOver), _)) => {
+                self.family.hands_over(id);
+                if self.family.stands_by() {
+                    // Devices are served by one process alone: what is kept here would be in the way of the other one.
+                    tracing::info!("a worker of another parent carries; this one stands by");
+                    self.kept = Kept::default();
+                }
+            }
             Ok((word, _)) => tracing::warn!(?word, "a worker said something that makes no sense"),
             Err(_) => return false,
         }
@@ -157,7 +177,11 @@ impl ParentProcess {
             let Some(worker) = self.workers.remove(&id) else { continue };
             let (lived, now) = (worker.born.elapsed(), Instant::now());
             let (code, signal) = (status.code(), status.signal());
-            tracing::error!(pid = worker.process.id(), ?code, ?signal, ?lived, "the worker has ended");
+            if status.success() {
+                tracing::info!(pid = worker.process.id(), ?lived, "the worker has handed over and ended");
+            } else {
+                tracing::error!(pid = worker.process.id(), ?code, ?signal, ?lived, "the worker has ended");
+            }
             let ends = self.family.ended(id, lived, code, now);
             if ends.is_some() {
                 return ends;
@@ -166,11 +190,15 @@ impl ParentProcess {
         None
     }
 
-    fn is_to_end(&self) -> bool {
+    fn is_to_end(&mut self) -> bool {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            if signal.ssi_signo.cast_signed() != Signal::SIGCHLD as i32 {
-                tracing::info!(signal = signal.ssi_signo, "data plane ends; devices and routes stay");
-                return true;
+            match Signal::try_from(signal.ssi_signo.cast_signed()) {
+                Ok(Signal::SIGCHLD) => {}
+                Ok(Signal::SIGHUP) => self.family.replace(Instant::now()),
+                signal => {
+                    tracing::info!(?signal, "data plane ends; devices and routes stay");
+                    return true;
+                }
             }
         }
         false

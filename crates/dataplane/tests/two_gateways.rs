@@ -18,7 +18,7 @@ fn packets_of_both_families_cross_the_tunnel_and_nothing_of_them_is_readable_on_
     let pattern = "6973746873656372"; // "isthsecr"
     for target in ["10.2.0.0", "fd02::"] {
         let out = pair.east.run(&format!("ping -c 20 -i 0.02 -W 10 -s 200 -p {pattern} {target}"));
-        assert_eq!(ping_loss(&out), 0, "{out}");
+        assert_eq!(ping_loss(&out), 0, "{out}\n{}\n\n{}", pair.east.log(), pair.west.log());
     }
     let wire = capture.stop();
     let seen = |needle: &[u8]| wire.windows(needle.len()).filter(|window| *window == needle).count();

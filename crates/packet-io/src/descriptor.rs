@@ -7,10 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 /// Descriptors that the kernel attaches to one message at most (SCM_MAX_FD): with room for all, none is ever cut off and left open.
 const MOST_ATTACHED: usize = 253;
@@ -31,14 +28,6 @@ pub fn receive_byte(stream: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
     let mut data = [0];
     let (_, descriptor) = receive_record(stream, &mut data)?;
     Ok((data[0], descriptor))
-}
-
-/// Two ends of a connection that keeps the bounds of records. Neither is inherited.
-///
-/// # Errors
-/// No descriptors left.
-pub fn record_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
 /// Sends the record, which has one byte at least, with a copy of the descriptor if there is one.
@@ -102,6 +91,7 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record_pair;
     use std::io::{Read, Write};
 
     #[test]

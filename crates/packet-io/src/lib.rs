@@ -8,15 +8,15 @@ mod descriptor;
 mod feature;
 mod offload;
 mod probe;
+mod record;
 mod sources;
 mod tun;
 mod udp;
 
-pub use descriptor::{
-    bequeath, inherited, receive_byte, receive_record, record_pair, send_byte, send_record,
-};
+pub use descriptor::{bequeath, inherited, receive_byte, receive_record, send_byte, send_record};
 pub use feature::{Feature, Features};
 pub use offload::{Outgoing, Run};
 pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
+pub use record::{accept_record, connect_record, listen_record, record_pair};
 pub use tun::{Lifetime, READ_BYTES, Tun};
 pub use udp::{Arrived, ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use isthmus_packet_io::{
@@ -13,6 +14,7 @@ use isthmus_wg::{Action, DeviceId, Drop, Engine, OVERHEAD_BYTES};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::bell::{Ear, sleep_until};
+use crate::relay::Relay;
 
 /// Packets taken from one device (two reads of 64 KiB of TCP), or batches from the port, before the others have their turn.
 const TURN_PACKETS: usize = 94;
@@ -22,7 +24,10 @@ const EVENTS: usize = 64;
 /// What an event belongs to: the ear, the port, or the device of this number and up.
 const EAR: u64 = 0;
 const PORT: u64 = 1;
-const FIRST_DEVICE: u64 = 2;
+const RELAY: u64 = 2;
+const FIRST_DEVICE: u64 = 3;
+/// Datagrams taken from the other engine's process before the others have their turn.
+const TURN_RELAYED: usize = 256;
 /// The type of a cookie reply (WireGuard paper, 5.4.7).
 const COOKIE_REPLY: u8 = 3;
 
@@ -36,6 +41,11 @@ pub struct Carrier {
     ear: Ear,
     port: Option<UdpPort>,
     devices: BTreeMap<DeviceId, Tun>,
+    /// Reads from devices and port. Else another process does, and this one writes and sends only.
+    reads: bool,
+    relay: Option<Relay>,
+    /// Datagrams that came by the relay, so far.
+    relayed: u64,
     received: ReceiveBatch,
     outgoing: SendBatch,
     /// Packets that are about to be written, and to which device.
@@ -57,6 +67,8 @@ pub struct Heard {
     pub bell: bool,
     /// Devices that somebody has deleted. They are no longer served.
     pub deleted: Vec<DeviceId>,
+    /// The other process has gone, and the relay with it.
+    pub relay_ended: bool,
 }
 
 impl Carrier {
@@ -76,6 +88,9 @@ impl Carrier {
             ear,
             port: None,
             devices: BTreeMap::new(),
+            reads: true,
+            relay: None,
+            relayed: 0,
             received: ReceiveBatch::default(),
             outgoing: SendBatch::default(),
             held: Run::default(),
@@ -95,14 +110,52 @@ impl Carrier {
     /// No memory left in the kernel; there is no port then.
     pub fn set_port(&mut self, port: Option<UdpPort>) -> io::Result<()> {
         // Another process may have the same socket open: closing it here does not end that it is waited for.
-        if let Some(port) = self.port.take() {
+        if let Some(port) = self.port.take().filter(|_| self.reads) {
             let _ = self.epoll.delete(&port);
         }
-        if let Some(port) = &port {
+        if let Some(port) = port.as_ref().filter(|_| self.reads) {
             self.epoll.add(port, EpollEvent::new(EpollFlags::EPOLLIN, PORT))?;
         }
         self.port = port;
         Ok(())
+    }
+
+    /// Reads from devices and port, or leaves that to another process that has them open.
+    ///
+    /// # Errors
+    /// No memory left in the kernel.
+    pub fn set_reading(&mut self, reads: bool) -> io::Result<()> {
+        if std::mem::replace(&mut self.reads, reads) == reads {
+            return Ok(());
+        }
+        let port = self.port.iter().map(|port| (port.as_fd(), PORT));
+        let devices = self.devices.iter().map(|(id, tun)| (tun.as_fd(), event_of(*id)));
+        for (descriptor, data) in port.chain(devices) {
+            if reads {
+                self.epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, data))?;
+            } else {
+                self.epoll.delete(descriptor)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares the port with the engine of another process, or no longer.
+    ///
+    /// # Errors
+    /// No memory left in the kernel.
+    pub fn set_relay(&mut self, relay: Option<Relay>) -> io::Result<()> {
+        self.relay = None;
+        if let Some(relay) = &relay {
+            self.epoll.add(relay, EpollEvent::new(EpollFlags::EPOLLIN, RELAY))?;
+        }
+        self.relay = relay;
+        Ok(())
+    }
+
+    /// How many datagrams the other process has handed over so far.
+    pub fn relayed(&self) -> u64 {
+        self.relayed
     }
 
     /// The TUN device that serves as this device.
@@ -115,8 +168,9 @@ impl Carrier {
     /// # Errors
     /// No memory left in the kernel.
     pub fn serve(&mut self, id: DeviceId, tun: Tun) -> io::Result<()> {
-        let data = FIRST_DEVICE + u64::from(id.number());
-        self.epoll.add(&tun, EpollEvent::new(EpollFlags::EPOLLIN, data))?;
+        if self.reads {
+            self.epoll.add(&tun, EpollEvent::new(EpollFlags::EPOLLIN, event_of(id)))?;
+        }
         self.held.join_streams(tun.features().contains(&Feature::TunStreams));
         self.held.join_datagrams(tun.features().contains(&Feature::TunDatagrams));
         self.devices.insert(id, tun);
@@ -154,6 +208,7 @@ impl Carrier {
             match event.data() {
                 EAR => heard.bell = true,
                 PORT => self.carry_in(now),
+                RELAY => heard.relay_ended |= !self.carry_relayed(now),
                 number => {
                     let number = number - FIRST_DEVICE;
                     let id = self.devices.keys().find(|id| u64::from(id.number()) == number).copied();
@@ -179,28 +234,48 @@ impl Carrier {
             // What arrives is counted by who sent it; a port that fails says so when something is sent.
             let more = self.received.fill(port).unwrap_or(false);
             for Arrived { from, own, datagram } in self.received.datagrams() {
+                if let Some(relay) = self.relay.as_ref().filter(|relay| relay.is_theirs(datagram)) {
+                    relay.send(from, datagram);
+                    continue;
+                }
                 let action = self.engine.handle_datagram(from, datagram, &mut self.scratch.from_port, now);
                 if let Some(own) = own.filter(|_| is_of_a_peer(&action)) {
                     self.outgoing.asked_at(from, own);
                 }
-                match action {
-                    Action::Deliver { device, packet } => {
-                        if self.held_for != Some(device) || !self.held.add(packet) {
-                            deliver(&self.devices, &mut self.held, &mut self.held_for);
-                            self.held_for = Some(device);
-                            self.held.add(packet);
-                        }
-                    }
-                    Action::Send { to, datagram } => reply(&mut self.outgoing, port, (own, to), datagram),
-                    Action::Dropped(reason) => *self.drops.entry(reason).or_default() += 1,
-                    Action::Nothing => {}
-                }
+                let way = (&self.devices, &mut self.held, &mut self.held_for);
+                act(action, way, (&mut self.outgoing, Some(port), own), &mut self.drops);
             }
             deliver(&self.devices, &mut self.held, &mut self.held_for);
             if !more {
                 break;
             }
         }
+    }
+
+    /// Takes what the other process has received for this one; false when that has gone.
+    fn carry_relayed(&mut self, now: Instant) -> bool {
+        let Some(relay) = &mut self.relay else { return true };
+        let mut goes_on = true;
+        for _ in 0..TURN_RELAYED {
+            let (from, datagram) = match relay.receive() {
+                Ok(Some(received)) => received,
+                Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
+                Err(_) => {
+                    goes_on = false;
+                    break;
+                }
+            };
+            self.relayed += 1;
+            let action = self.engine.handle_datagram(from, datagram, &mut self.scratch.from_port, now);
+            let way = (&self.devices, &mut self.held, &mut self.held_for);
+            act(action, way, (&mut self.outgoing, self.port.as_ref(), None), &mut self.drops);
+        }
+        deliver(&self.devices, &mut self.held, &mut self.held_for);
+        if !goes_on {
+            self.relay = None;
+        }
+        goes_on
     }
 
     fn carry_out(&mut self, id: DeviceId, now: Instant) {
@@ -281,11 +356,33 @@ fn is_of_a_peer(action: &Action<'_>) -> bool {
     }
 }
 
-/// Sends from where it was asked.
-fn reply(outgoing: &mut SendBatch, port: &UdpPort, (own, to): (Option<IpAddr>, SocketAddr), datagram: &[u8]) {
-    if outgoing.is_full() {
-        outgoing.flush(port);
+/// Does what a datagram came to, answering from where it was asked. What goes to one device is held back, to be joined with what comes next.
+fn act(
+    action: Action<'_>,
+    (devices, held, held_for): (&BTreeMap<DeviceId, Tun>, &mut Run, &mut Option<DeviceId>),
+    (outgoing, port, own): (&mut SendBatch, Option<&UdpPort>, Option<IpAddr>),
+    drops: &mut BTreeMap<Drop, u64>,
+) {
+    match action {
+        Action::Deliver { device, packet } => {
+            if *held_for != Some(device) || !held.add(packet) {
+                deliver(devices, held, held_for);
+                *held_for = Some(device);
+                held.add(packet);
+            }
+        }
+        Action::Send { to, datagram } => {
+            if outgoing.is_full() {
+                flush(outgoing, port);
+            }
+            outgoing.slot()[..datagram.len()].copy_from_slice(datagram);
+            outgoing.commit_from(own, to, datagram.len());
+        }
+        Action::Dropped(reason) => *drops.entry(reason).or_default() += 1,
+        Action::Nothing => {}
     }
-    outgoing.slot()[..datagram.len()].copy_from_slice(datagram);
-    outgoing.commit_from(own, to, datagram.len());
+}
+
+fn event_of(id: DeviceId) -> u64 {
+    FIRST_DEVICE + u64::from(id.number())
 }

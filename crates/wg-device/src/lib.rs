@@ -8,6 +8,8 @@
 mod bell;
 mod carrier;
 pub mod program;
+mod relay;
 
 pub use bell::{Bell, Ear, bell, sleep_until};
 pub use carrier::{Carrier, Heard};
+pub use relay::{Begins, Relay};

@@ -19,7 +19,7 @@ pub(crate) const MTU_BYTES: u16 = 1420;
 pub(super) struct Devices {
     pub(super) inherited: Inherited,
     names: BTreeMap<DeviceId, LinkName>,
-    /// What an earlier process left behind is taken away once, with the first configuration.
+    /// What an earlier process left behind is taken away once, after the first configuration.
     swept: bool,
 }
 
@@ -38,22 +38,26 @@ impl Devices {
             self.inherited.parent.forget(KeptName::tun(name));
             carrier.release(*id).into_iter().for_each(remove);
         }
-        let first = !std::mem::replace(&mut self.swept, true);
-        if first {
+        if !self.swept {
             sweep_kernels();
         }
         self.names = wanted;
-        let failures = self.reopen(carrier);
-        if first {
-            let mut known: BTreeSet<String> = self.names.values().map(ToString::to_string).collect();
-            for (name, descriptor) in self.inherited.take_rest() {
-                let Some(link) = name.as_tun() else { continue };
-                known.insert(link.to_owned());
-                Tun::adopt(descriptor, link).into_iter().for_each(remove);
-            }
-            sweep(&known);
+        self.reopen(carrier)
+    }
+
+    /// Takes away, once, what an earlier process has left and nobody has asked for. What was kept of it goes first: a device is served by
+    /// one process alone.
+    pub(super) fn sweep(&mut self) {
+        if std::mem::replace(&mut self.swept, true) {
+            return;
         }
-        failures
+        let mut known: BTreeSet<String> = self.names.values().map(ToString::to_string).collect();
+        for (name, descriptor) in self.inherited.take_rest() {
+            let Some(link) = name.as_tun() else { continue };
+            known.insert(link.to_owned());
+            Tun::adopt(descriptor, link).into_iter().for_each(remove);
+        }
+        sweep(&known);
     }
 
     /// Opens those that are not there.
@@ -70,6 +74,14 @@ impl Devices {
             }
         }
         failures
+    }
+
+    /// Those that are there.
+    pub(super) fn served<'a>(
+        &'a self,
+        carrier: &'a Carrier,
+    ) -> impl Iterator<Item = (&'a LinkName, &'a Tun)> {
+        self.names.iter().filter_map(|(id, name)| Some((name, carrier.device(*id)?)))
     }
 
     /// Whether one could not be opened.

@@ -32,16 +32,30 @@ const TURN: usize = 64;
 
 /// The thread, for those who command it.
 pub(crate) struct ProbeThread {
-    commands: Sender<DataplaneConfig>,
+    commands: Sender<Command>,
     bell: Bell,
+}
+
+enum Command {
+    Configure(Box<DataplaneConfig>),
+    Stop(Sender<()>),
 }
 
 impl ProbeThread {
     /// Runs the probes of this configuration; those that stay as they are keep what they know.
     pub(crate) fn configure(&self, config: DataplaneConfig) {
-        // The thread ends only with the process.
-        let _ = self.commands.send(config);
+        // The thread ends only with the process, or when another one probes.
+        let _ = self.commands.send(Command::Configure(Box::new(config)));
         self.bell.ring();
+    }
+
+    /// Sends and answers nothing any more, and closes every socket: another process is to.
+    pub(crate) fn stop(&self) {
+        let (stopped, has_stopped) = channel();
+        let _ = self.commands.send(Command::Stop(stopped));
+        self.bell.ring();
+        // Without a sender the thread has ended.
+        let _ = has_stopped.recv();
     }
 }
 
@@ -84,7 +98,7 @@ struct Running {
 
 struct Prober {
     board: Arc<Board>,
-    commanded: Receiver<DataplaneConfig>,
+    commanded: Receiver<Command>,
     ear: Ear,
     probes: BTreeMap<String, Running>,
     responders: BTreeMap<IpAddr, Option<ProbeSocket>>,
@@ -103,8 +117,11 @@ impl Prober {
     fn run(mut self) {
         loop {
             let (commanded, answered, asked) = self.wait();
-            if commanded {
-                self.obey();
+            if commanded && let Some(stopped) = self.obey() {
+                drop(self);
+                // Whoever asked may have gone.
+                let _ = stopped.send(());
+                return;
             }
             let now = Instant::now();
             for name in answered {
@@ -158,11 +175,20 @@ impl Prober {
         (commanded, answered, asked)
     }
 
-    fn obey(&mut self) {
+    /// Does what it is told; whom to tell that it has stopped, if it shall.
+    fn obey(&mut self) -> Option<Sender<()>> {
         self.ear.hush();
-        if let Some(config) = self.commanded.try_iter().last() {
-            self.configure(config, &BTreeMap::new());
+        let mut last = None;
+        while let Ok(command) = self.commanded.try_recv() {
+            match command {
+                Command::Configure(config) => last = Some(config),
+                Command::Stop(stopped) => return Some(stopped),
+            }
         }
+        if let Some(config) = last {
+            self.configure(*config, &BTreeMap::new());
+        }
+        None
     }
 
     /// Runs the probes of this configuration. Paths that are new begin with what is known of them.

@@ -260,9 +260,7 @@ impl Side {
 
     /// The processes that work for the one that was started.
     pub fn workers(&self) -> Vec<i32> {
-        let parent = self.process.as_ref().unwrap().id();
-        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-        children.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+        children(self.process.as_ref().unwrap())
     }
 
     /// Kills the one that works, and leaves its parent.
@@ -275,6 +273,24 @@ impl Side {
         let pid = nix::unistd::Pid::from_raw(worker);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
         worker
+    }
+
+    /// Asks for a worker that takes over from the one that carries.
+    pub fn ask_for_another_worker(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.as_ref().unwrap().id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    }
+
+    /// Starts another process beside the one that runs, as an upgrade does. The one that ran is returned.
+    pub fn start_beside(&mut self) -> Started {
+        let before = self.process.take().unwrap();
+        self.start();
+        Started(before)
+    }
+
+    /// Where a worker is asked to hand over.
+    pub fn handover_socket(&self) -> PathBuf {
+        self.socket().with_file_name("handover.sock")
     }
 
     /// What the process has logged.
@@ -374,6 +390,36 @@ impl Side {
             }
         }
     }
+}
+
+/// A data plane process that is no longer a side's own.
+pub struct Started(Child);
+
+impl Started {
+    /// The processes that work for it.
+    pub fn workers(&self) -> Vec<i32> {
+        children(&self.0)
+    }
+
+    /// Ends it as the container's runtime does; how it ended.
+    pub fn end(mut self) -> std::process::ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn children(process: &Child) -> Vec<i32> {
+    let pid = process.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    children.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 impl Drop for Running {
