@@ -241,7 +241,9 @@ impl Engine {
 
     async fn advance_or_converge(&mut self) -> Result<Failures, String> {
         let Some(kernel) = &mut self.kernel else {
-            return Err("waiting for the data plane process of this node (container dataplane)".to_owned());
+            return Err(
+                "waiting for the data plane process of this node (DaemonSet isthmus-dataplane)".to_owned()
+            );
         };
         if !self.armed {
             kernel

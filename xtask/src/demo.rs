@@ -126,7 +126,7 @@ impl Stage<'_> {
         self.type_in(&format!("{kubectl} apply -f {pools}"))?;
         if before.is_some() {
             self.say("It was there before: start it anew, so that the image that was just loaded runs.");
-            self.type_in(&format!("{kubectl} -n isthmus-system rollout restart deployment/isthmus-operator daemonset/isthmus-agent"))?;
+            self.type_in(&format!("{kubectl} -n isthmus-system rollout restart deployment/isthmus-operator daemonset/isthmus-agent daemonset/isthmus-dataplane"))?;
         }
         Ok(())
     }
@@ -136,7 +136,11 @@ impl Stage<'_> {
         for (cluster, _) in CLUSTERS {
             let kubectl = kubectl(cluster);
             self.type_in(&format!("{kubectl} -n isthmus-system rollout status deployment/isthmus-operator --timeout=180s | tail -n 1"))?;
-            self.type_in(&format!("{kubectl} -n isthmus-system rollout status daemonset/isthmus-agent --timeout=180s | tail -n 1"))?;
+            for set in ["isthmus-agent", "isthmus-dataplane"] {
+                self.type_in(&format!(
+                    "{kubectl} -n isthmus-system rollout status daemonset/{set} --timeout=180s | tail -n 1"
+                ))?;
+            }
             self.type_in(&format!("{kubectl} wait --for=condition=Ready nodes --all --timeout=180s"))?;
         }
         Ok(())

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// It does not answer on its socket.
-    #[error("the data plane process does not answer on {}: {error}; is the container `dataplane` running?", socket.display())]
+    #[error("the data plane process does not answer on {}: {error}; does a pod of DaemonSet isthmus-dataplane run on this node?", socket.display())]
     Unreachable {
         /// Which socket.
         socket: PathBuf,
