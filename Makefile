@@ -8,7 +8,7 @@ TOPOLOGY ?= duo
 PROFILE ?= dev
 BINARIES := -p isthmus-operator -p isthmus-node-agent -p isthmus-cni -p isthmus-cli -p isthmus-plugins
 
-.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm kill-points fuzz bench bench-wg
+.PHONY: help deps build image lab-build lab-up lab-down lab-status lab-load lab-logs demo conformance test test-fast test-vm kill-points soak fuzz bench bench-wg
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ image: build ## Write the Isthmus image (no daemon) and say where
 lab-build: ## Build what the lab needs without starting it (minutes, once)
 	@$(XTASK) build
 
-lab-up: ## Bring the lab up: real kind clusters (TOPOLOGY=duo|solo|routed)
+lab-up: ## Bring the lab up: real kind clusters (TOPOLOGY=duo|solo|routed|chained)
 	@$(XTASK) lab up $(TOPOLOGY)
 
 lab-load: build ## Put the Isthmus image onto all nodes
@@ -58,6 +58,9 @@ test-vm: ## The kernel's WireGuard and rare kinds of links, in a virtual machine
 
 kill-points: ## Kill the agent at every system call of ADD and DEL, 10,000 times (as root; minutes)
 	$(CARGO) test -p isthmus-netns-tests --test main -- --ignored --nocapture every_system_call
+
+soak: ## Pods come and go at random while agents die, for MINUTES=10 (as root; SEED=… repeats a run)
+	ISTHMUS_SOAK_SECONDS=$$(( $(or $(MINUTES),10) * 60 )) $(if $(SEED),ISTHMUS_SEED=$(SEED)) $(CARGO) test -p isthmus-netns-tests --test main -- --nocapture a_long_life
 
 fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; needs a nightly toolchain and g++)
 	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)

@@ -7,7 +7,9 @@ mod addresses {
     mod ipam;
     mod kill_points;
     mod node;
+    mod random;
     mod runtime;
+    mod soak;
     mod tracer;
 }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 use isthmus_testkit::Lab;
 
 use super::node::{Agent, Answer, Caller, Node};
+use super::random::{Random, number_from, seed};
 use super::runtime::{Call, Repair, Runtime};
 use super::tracer::{Edge, Killed, Point, Traced, kill_at};
 
@@ -63,7 +64,7 @@ const WORKLOADS: [Workload; 9] = [
 #[test]
 fn an_agent_killed_at_some_of_its_system_calls_leaks_no_address_and_gives_none_twice() {
     let Some(lab) = Lab::new("kill-points") else { return };
-    let seed = number_from("ISTHMUS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let seed = seed();
     say(&format!("ISTHMUS_SEED={seed}"));
     let each = SAMPLE / (2 * WORKLOADS.len());
     run(&lab, 0, Numbers::Some(each), seed);
@@ -75,11 +76,6 @@ fn an_agent_killed_at_every_system_call_leaks_no_address_and_gives_none_twice() 
     let Some(lab) = Lab::new("kill-points") else { return };
     let least = number_from("ISTHMUS_KILL_POINTS").map_or(ALL, |number| number as usize);
     run(&lab, least, Numbers::All, 0);
-}
-
-fn number_from(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is no number")))
 }
 
 /// Which system calls of a workload.
@@ -130,7 +126,7 @@ fn run(lab: &Lab, least: usize, numbers: Numbers, seed: u64) {
         for worker in 0..2 {
             let progress = &progress;
             scope.spawn(move || {
-                let mut bench = Bench::new(lab, seed + worker);
+                let mut bench = Bench::new(lab, Random::of(seed + worker));
                 let next = || lock(progress).next(least);
                 while let Some(sweep) = next() {
                     bench.sweep(sweep, numbers, progress);
@@ -162,7 +158,7 @@ struct Bench<'a> {
     node: Node,
     runtime: Runtime,
     agent: Option<Agent>,
-    random: u64,
+    random: Random,
 }
 
 /// What one round was.
@@ -173,9 +169,9 @@ struct Round {
 }
 
 impl<'a> Bench<'a> {
-    fn new(lab: &'a Lab, seed: u64) -> Self {
+    fn new(lab: &'a Lab, random: Random) -> Self {
         let pods = [lab.namespace("one"), lab.namespace("two")];
-        Self { lab, node: Node::new(lab), runtime: Runtime::new(pods), agent: None, random: seed }
+        Self { lab, node: Node::new(lab), runtime: Runtime::new(pods), agent: None, random }
     }
 
     fn sweep(&mut self, sweep: Sweep, numbers: Numbers, progress: &Mutex<Progress>) {
@@ -198,7 +194,7 @@ impl<'a> Bench<'a> {
                 let all = take(self, None);
                 for part in 0..many {
                     let (first, end) = (part * all / many, (part + 1) * all / many);
-                    let number = 1 + first + self.random(end - first);
+                    let number = 1 + first + self.random.below(end - first);
                     take(self, Some(number));
                 }
             }
@@ -217,7 +213,7 @@ impl<'a> Bench<'a> {
         say(&failure);
         progress.failures.push(failure);
         // What is left of this node proves nothing more.
-        *self = Self::new(self.lab, self.random);
+        *self = Self::new(self.lab, self.random.clone());
     }
 
     /// Kills an agent at the system call of this number, or after its answer.
@@ -296,16 +292,7 @@ impl<'a> Bench<'a> {
 
     /// A point of which most lie inside any workload.
     fn somewhere(&mut self) -> Point {
-        Point { number: 1 + self.random(150), edge: Edge::Entry }
-    }
-
-    /// A number below `end`, if there is one (SplitMix64).
-    fn random(&mut self, end: usize) -> usize {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % end.max(1) as u64) as usize
+        Point { number: 1 + self.random.below(150), edge: Edge::Entry }
     }
 }
 

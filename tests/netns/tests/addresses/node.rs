@@ -21,7 +21,7 @@ pub(crate) const IFNAME: &str = "eth0";
 pub(crate) struct Node {
     pub(crate) namespace: Namespace,
     directory: TempDir,
-    _dataplane: Process,
+    dataplane: Process,
 }
 
 /// An empty directory. In memory: a process that is killed leaves on any file system what it wrote, and here no disk is
@@ -74,7 +74,7 @@ impl Node {
         fs::create_dir_all(directory.path().join("state")).expect("a directory");
         prepare(&namespace);
         let dataplane = Process(spawn(&namespace, "dataplane", directory.path()));
-        Self { namespace, directory, _dataplane: dataplane }
+        Self { namespace, directory, dataplane }
     }
 
     /// The node is switched off: nothing but what is on disk stays.
@@ -124,10 +124,32 @@ impl Node {
         Ok(held)
     }
 
+    /// What the data plane process takes up.
+    pub(crate) fn dataplane_size(&self) -> Size {
+        Size::of(self.dataplane.0.id())
+    }
+
     /// Host ends of pods' links, whatever their alias.
     pub(crate) fn links(&self) -> BTreeSet<String> {
         let pod = |name: &String| name.starts_with(isthmus_model::ownership::POD_LINK_PREFIX);
         links(&self.namespace).into_iter().filter(pod).collect()
+    }
+}
+
+/// What a process takes up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) memory_kib: u64,
+    pub(crate) descriptors: usize,
+}
+
+impl Size {
+    fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let memory_kib = resident.and_then(|text| text.split_whitespace().next()?.parse().ok());
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs").count();
+        Self { memory_kib: memory_kib.expect("a size in KiB"), descriptors }
     }
 }
 
@@ -199,6 +221,19 @@ impl Agent {
     /// For who will kill it, and wait for its end.
     pub(crate) fn given_away(self) -> (Pid, Pipes) {
         (Pid::from_raw(self.child.id() as i32), self.pipes)
+    }
+
+    /// What it takes up.
+    pub(crate) fn size(&self) -> Size {
+        Size::of(self.child.id())
+    }
+
+    /// Has it end by itself.
+    pub(crate) fn stop(self) {
+        let Self { mut child, pipes } = self;
+        drop(pipes);
+        let ended = child.wait().expect("the agent is ours");
+        assert!(ended.success(), "an agent that was told to end ended with {ended}");
     }
 
     pub(crate) fn kill(mut self) {

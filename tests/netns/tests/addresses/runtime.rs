@@ -69,8 +69,19 @@ impl Runtime {
         (0..self.pods.len()).for_each(|pod| self.rename(pod));
     }
 
+    /// Whether the pod was added, as far as the runtime knows.
+    pub(crate) fn is_added(&self, pod: usize) -> bool {
+        matches!(self.pods[pod].state, State::Added(_))
+    }
+
+    /// The pod's container goes with its network and without DEL; the next GC is told so.
+    pub(crate) fn lose(&mut self, pod: usize, empty: Namespace) {
+        self.pods[pod].namespace = empty;
+        self.pods[pod].state = State::Unsure;
+    }
+
     /// The call, to be made by another thread.
-    pub(crate) fn prepare(&self, call: Call, caller: &Caller) -> impl FnOnce() -> Answer + Send + 'static {
+    pub(crate) fn prepare(&self, call: Call, caller: &Caller) -> impl FnOnce() -> Answer + Send + use<> {
         let (Call::Add(number) | Call::Del(number) | Call::Keep(number)) = call;
         let pod = &self.pods[number];
         let (container, path, caller): (String, PathBuf, Caller) =
@@ -118,11 +129,7 @@ impl Runtime {
     pub(crate) fn repair(&mut self, how: Repair, calls: &[Call], caller: &Caller) -> Result<(), String> {
         let unsure = |pod: &Pod| pod.state == State::Unsure;
         if how == Repair::Forget {
-            let added = self.pods.iter().filter(|pod| matches!(pod.state, State::Added(_)));
-            let added: Vec<&String> = added.map(|pod| &pod.container).collect();
-            caller.gc(added).map_err(|printed| format!("GC failed: {printed}"))?;
-            self.pods.iter_mut().filter(|pod| unsure(pod)).for_each(|pod| pod.state = State::Absent);
-            return Ok(());
+            return self.collect(caller);
         }
         for number in 0..self.pods.len() {
             if !unsure(&self.pods[number]) {
@@ -143,6 +150,16 @@ impl Runtime {
                 self.must(Call::Add(number), caller)?;
             }
         }
+        Ok(())
+    }
+
+    /// GC that keeps every pod that was added; of the others none is there after it.
+    pub(crate) fn collect(&mut self, caller: &Caller) -> Result<(), String> {
+        let added = self.pods.iter().filter(|pod| matches!(pod.state, State::Added(_)));
+        let added: Vec<&String> = added.map(|pod| &pod.container).collect();
+        caller.gc(added).map_err(|printed| format!("GC failed: {printed}"))?;
+        let unsure = self.pods.iter_mut().filter(|pod| pod.state == State::Unsure);
+        unsure.for_each(|pod| pod.state = State::Absent);
         Ok(())
     }
 
