@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::places::Places;
+use crate::topology::Topology;
 
-/// The clusters, and the file with the pools of each.
-const CLUSTERS: [(&str, &str); 2] =
-    [("east", "config/samples/pools-east.yaml"), ("west", "config/samples/pools-west.yaml")];
+/// The clusters.
+const CLUSTERS: [&str; 2] = ["east", "west"];
 /// Pod CIDRs of west that east grants (tests/kind/topologies/duo.yaml).
 const WEST_CIDRS: &str = "10.2.0.0/16,fd00:10:2::/56";
 /// How long the peering may take to be ready, and the service to answer.
@@ -23,10 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 ///
 /// The topology is `duo`, or another one with the same clusters, such as `routed`.
 pub fn run(places: &Places, profile: &str, topology: &str, only_set_up: bool) -> Result<()> {
+    let lab = Topology::read(&places.topology(topology))?;
     let stage = Stage { repo: &places.repo, profile, topology };
     stage.clusters(places)?;
-    for (cluster, pools) in CLUSTERS {
-        stage.install(cluster, pools)?;
+    for cluster in CLUSTERS {
+        let chained = lab.clusters.iter().any(|one| one.name == cluster && one.primary.is_some());
+        stage.install(cluster, chained)?;
     }
     stage.ready()?;
     stage.peer()?;
@@ -112,18 +114,24 @@ impl Stage<'_> {
         symlink(self.binaries().join("isthmus"), &command).context("cannot put isthmus into the lab's PATH")
     }
 
-    fn install(&self, cluster: &str, pools: &str) -> Result<()> {
-        self.say(&format!("Install Isthmus in {cluster}, and give it addresses for its pods."));
+    fn install(&self, cluster: &str, chained: bool) -> Result<()> {
+        let variant = if chained { "-chained" } else { "" };
+        self.say(&match chained {
+            false => format!("Install Isthmus in {cluster}, and give it addresses for its pods."),
+            true => format!(
+                "Install Isthmus in {cluster}, behind the CNI plugin there, and say what that one gives out."
+            ),
+        });
         let kubectl = kubectl(cluster);
         let before =
             self.quietly(&format!("{kubectl} -n isthmus-system get daemonset isthmus-agent -o name"));
         self.type_in(&format!(
-            "{kubectl} apply --server-side --force-conflicts -k config/overlays/kind-{cluster} | tail -n 3"
+            "{kubectl} apply --server-side --force-conflicts -k config/overlays/kind-{cluster}{variant} | tail -n 3"
         ))?;
         self.type_in(&format!(
             "{kubectl} wait --for=condition=Established crd/ippools.isthmus.dev --timeout=30s"
         ))?;
-        self.type_in(&format!("{kubectl} apply -f {pools}"))?;
+        self.type_in(&format!("{kubectl} apply -f config/samples/pools-{cluster}{variant}.yaml"))?;
         if before.is_some() {
             self.say("It was there before: start it anew, so that the image that was just loaded runs.");
             self.type_in(&format!("{kubectl} -n isthmus-system rollout restart deployment/isthmus-operator daemonset/isthmus-agent daemonset/isthmus-dataplane"))?;
@@ -133,7 +141,7 @@ impl Stage<'_> {
 
     fn ready(&self) -> Result<()> {
         self.say("Nodes become ready once Isthmus gives their pods a network.");
-        for (cluster, _) in CLUSTERS {
+        for cluster in CLUSTERS {
             let kubectl = kubectl(cluster);
             self.type_in(&format!("{kubectl} -n isthmus-system rollout status deployment/isthmus-operator --timeout=180s | tail -n 1"))?;
             for set in ["isthmus-agent", "isthmus-dataplane"] {

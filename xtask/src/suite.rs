@@ -72,7 +72,11 @@ fn stages(full: bool) -> Vec<Stage> {
         all.push(stage("operators", "cargo test -p isthmus-operator --test two_clusters"));
         all.push(stage(
             "clusters",
-            "cargo test -p isthmus-e2e --no-fail-fast -- --test-threads=1 --nocapture",
+            "cargo test -p isthmus-e2e --lib --test duo --no-fail-fast -- --test-threads=1 --nocapture",
+        ));
+        all.push(stage(
+            "chained",
+            "cargo test -p isthmus-e2e --test chained --no-fail-fast -- --test-threads=1 --nocapture",
         ));
         // The demo once more, where a router lies between the clusters and one of them is behind address translation.
         all.push(stage("routed", "cargo run --quiet --package xtask -- demo --topology routed"));

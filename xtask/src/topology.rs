@@ -45,6 +45,19 @@ pub struct Cluster {
     /// Whether the cluster is behind address translation: it can call others, and nobody can call it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nat: bool,
+    /// The CNI plugin that its nodes have before Isthmus comes. None: Isthmus is the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<Primary>,
+}
+
+/// A CNI plugin of the Go project, with addresses by `host-local` out of each node's pod CIDRs, and routes between the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Primary {
+    /// Every pod is a port of one bridge.
+    Bridge,
+    /// Every pod has a link of its own.
+    Ptp,
 }
 
 /// kube-proxy's modes that work in kind.

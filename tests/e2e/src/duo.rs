@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The two clusters, brought up once for all tests of the program.
+//! The two clusters, brought up once for all tests of a program.
 
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -47,9 +47,22 @@ pub fn peered() -> Option<Duo> {
     Some(duo)
 }
 
-/// The lab with Isthmus in it and the pods of the fixtures running. `None`, and a word on stderr, where it cannot be:
+/// The lab `duo` with Isthmus in it and the pods of the fixtures running. `None`, and a word on stderr, where it cannot be:
 /// without root.
 pub fn duo() -> Option<Duo> {
+    lab("duo")
+}
+
+/// The same clusters, each with Isthmus behind a CNI plugin of its own, and each the other's ready peer.
+#[track_caller]
+pub fn chained() -> Option<Duo> {
+    let duo = lab("chained")?;
+    duo.peered();
+    Some(duo)
+}
+
+/// All tests of a program use one topology.
+fn lab(topology: &str) -> Option<Duo> {
     static UP: OnceLock<Result<(), String>> = OnceLock::new();
     static ALONE: Mutex<()> = Mutex::new(());
     if !is_root() {
@@ -58,7 +71,7 @@ pub fn duo() -> Option<Duo> {
     }
     // A test that failed poisons nothing: the next one looks at the state by itself.
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Err(error) = UP.get_or_init(bring_up) {
+    if let Err(error) = UP.get_or_init(|| bring_up(topology)) {
         panic!("the lab cannot be brought up, so no test can run: {error}");
     }
     Some(Duo { _alone: alone })
@@ -69,13 +82,14 @@ fn is_root() -> bool {
     status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
 }
 
-fn bring_up() -> Result<(), String> {
+fn bring_up(topology: &str) -> Result<(), String> {
     if std::env::var_os("ISTHMUS_E2E_KEEP").is_none() {
         let mut demo = Command::new(env!("CARGO"));
-        demo.args(["run", "-q", "-p", "xtask", "--", "demo", "--only-set-up"]).current_dir(root());
+        let line = ["run", "-q", "-p", "xtask", "--", "demo", "--only-set-up", "--topology", topology];
+        demo.args(line).current_dir(root());
         let status = demo.status().map_err(|error| format!("cargo does not start: {error}"))?;
         if !status.success() {
-            return Err("`cargo xtask demo --only-set-up` failed; its output is above".to_owned());
+            return Err(format!("`cargo xtask demo --only-set-up --topology {topology}` failed; see above"));
         }
     }
     for cluster in CLUSTERS {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
-use super::{Record, links};
+use super::{Record, links, primary};
 use crate::kind_config::{Machine, kind_config};
 use crate::places::Places;
 use crate::run::{logged, output, step};
@@ -28,7 +28,8 @@ pub fn create_all(places: &Places, record: &Record, node_image: &str, machine: M
             .collect()
     });
     results.into_iter().collect::<Result<()>>()?;
-    merge_kubeconfigs(places, record)
+    merge_kubeconfigs(places, record)?;
+    clusters.iter().try_for_each(|cluster| primary::install(places, record, cluster))
 }
 
 fn create(

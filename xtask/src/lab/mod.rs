@@ -11,6 +11,7 @@ pub mod load;
 pub mod logs;
 mod machine;
 pub mod oci_runtime;
+mod primary;
 pub mod site;
 pub mod status;
 pub mod up;
