@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::ids::LinkName;
-use isthmus_packet_io::{accept_record, connect_record, listen_record};
+use isthmus_packet_io::{accept_record, connect_record, is_listened_at, listen_record};
 use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{getsockopt, setsockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -60,7 +60,7 @@ pub(crate) fn path(agents: &Path) -> PathBuf {
 
 /// Whether a worker waits there.
 pub(crate) fn answers(path: &Path) -> bool {
-    connect_record(path).is_ok()
+    is_listened_at(path)
 }
 
 /// What was handed over, and the connection to who did.

@@ -17,6 +17,6 @@ pub use descriptor::{bequeath, inherited, receive_byte, receive_record, send_byt
 pub use feature::{Feature, Features};
 pub use offload::{Outgoing, Run};
 pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
-pub use record::{accept_record, connect_record, listen_record, record_pair};
+pub use record::{accept_record, connect_record, is_listened_at, listen_record, record_pair};
 pub use tun::{Lifetime, READ_BYTES, Tun};
 pub use udp::{Arrived, ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};

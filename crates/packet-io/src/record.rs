@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket, socketpair,
 };
@@ -22,7 +23,7 @@ pub fn record_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// # Errors
 /// The path is too long, is there already, or its directory may not be written.
 pub fn listen_record(path: &Path) -> io::Result<OwnedFd> {
-    let listener = open()?;
+    let listener = open(SockFlag::empty())?;
     bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
     listen(&listener, Backlog::new(8)?)?;
     Ok(listener)
@@ -43,11 +44,35 @@ pub fn accept_record(listener: &OwnedFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// Nobody does, any more or yet.
 pub fn connect_record(path: &Path) -> io::Result<OwnedFd> {
-    let connection = open()?;
+    let connection = open(SockFlag::empty())?;
     connect(connection.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(connection)
 }
 
-fn open() -> io::Result<OwnedFd> {
-    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?)
+/// Whether somebody listens at the path. Never waits: of one that has more callers than it can queue, it is true.
+pub fn is_listened_at(path: &Path) -> bool {
+    let attempt = || connect(open(SockFlag::SOCK_NONBLOCK)?.as_raw_fd(), &UnixAddr::new(path)?);
+    matches!(attempt(), Ok(()) | Err(Errno::EAGAIN))
+}
+
+fn open(flags: SockFlag) -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | flags, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_is_found_also_with_a_full_queue_and_who_does_not_any_more_is_not() {
+        let dir = std::env::temp_dir().join(format!("isthmus-record-{}", std::process::id()));
+        let _ = std::fs::remove_file(&dir);
+        assert!(!is_listened_at(&dir));
+        let listener = listen_record(&dir).unwrap();
+        assert!((0..100).all(|_| is_listened_at(&dir)));
+        assert!(accept_record(&listener).is_ok() && connect_record(&dir).is_ok());
+        drop(listener);
+        assert!(!is_listened_at(&dir));
+        std::fs::remove_file(&dir).unwrap();
+    }
 }
