@@ -9,7 +9,6 @@ mod lab;
 use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, Request, Tunnel, WireGuardMode};
 use isthmus_model::ids::LinkName;
 use lab::agents::{rotates, survives_in_each_phase};
-use lab::pinger::{a_while, nothing_is_lost, pings, replace_worker, say};
 use lab::{Pair, TUNNEL, ping_loss, tunnel, with_kernel};
 
 #[test]
@@ -62,47 +61,6 @@ fn packets_flow_while_the_process_is_dead_and_a_new_one_finds_session_port_and_k
     assert_eq!(after.public_key, before.public_key);
     assert_eq!(tunnel(&after).last_handshake_s, tunnel(&before).last_handshake_s, "the session of before");
     assert_eq!(tunnel(&after).listen_port, tunnel(&before).listen_port);
-}
-
-#[test]
-fn a_worker_takes_over_where_the_kernel_encrypts_and_session_port_and_paths_are_as_they_were() {
-    let Some(mut pair) = with_kernel("kernel, taken over", ["kernel", "kernel"]) else { return };
-    let pings = pings(&pair);
-    let before = pair.east.until("a handshake", |state| tunnel(state).last_handshake_s.is_some());
-    replace_worker(&pair.east, 3);
-    nothing_is_lost(&pair, pings);
-    pair.east.connect(false);
-    let after = pair.east.state();
-    assert!(after.probes["tunnel"].up && after.mode == WireGuardMode::Kernel, "{after:#?}");
-    let after = pair.east.until("the kernel is read", |state| tunnel(state).listen_port.is_some());
-    assert_eq!(tunnel(&after).last_handshake_s, tunnel(&before).last_handshake_s, "the session of before");
-    assert_eq!(tunnel(&after).listen_port, tunnel(&before).listen_port);
-}
-
-#[test]
-fn workers_take_over_from_one_another_towards_the_kernel_and_nothing_is_lost() {
-    let Some(pair) = with_kernel("userspace to kernel, taken over", ["userspace", "kernel"]) else { return };
-    let pings = pings(&pair);
-    replace_worker(&pair.east, 3);
-    nothing_is_lost(&pair, pings);
-}
-
-#[test]
-fn a_worker_that_is_killed_is_back_at_once_towards_the_kernel() {
-    let Some(mut pair) = with_kernel("userspace to kernel, crash", ["userspace", "kernel"]) else { return };
-    let pings = pings(&pair);
-    a_while(&pair.east);
-    pair.east.kill_worker();
-    a_while(&pair.east);
-    a_while(&pair.east);
-    for (pings, what) in pings {
-        let pinged = pings.stop();
-        say(what, &pinged);
-        // Another attempt would come after five seconds only (REKEY-TIMEOUT).
-        assert!(pinged.longest_gap.as_secs() < 4, "{what}: {pinged:?}\n{}", pair.east.log());
-    }
-    pair.east.connect(false);
-    assert!(pair.east.state().probes["tunnel"].up);
 }
 
 #[test]
