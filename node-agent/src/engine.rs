@@ -402,6 +402,7 @@ impl Engine {
         let usage = self.wiring.node.ledger().usage();
         let metrics = &self.wiring.node.metrics;
         metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
+        metrics.set_info("offload_info", "feature", &self.facts.dataplane.offload);
         let problems = self.problems.as_deref();
         let report =
             status::report(&self.intent, &self.facts, &usage, readiness, &self.told_failures(), problems);

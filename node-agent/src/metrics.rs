@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Counters of the agent, and the small HTTP server that shows them (Prometheus text format 0.0.4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,13 @@ impl Metrics {
     /// Sets a gauge.
     pub fn set(&self, name: &str, value: f64) {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value);
+    }
+
+    /// Says that these are so, one label value each, and no others of the name.
+    pub fn set_info(&self, name: &str, label: &str, values: &BTreeSet<String>) {
+        let mut all = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known, _| known.split_once('{').is_none_or(|(before, _)| before != name));
+        all.extend(values.iter().map(|value| (format!("{name}{{{label}=\"{value}\"}}"), 1.0)));
     }
 
     /// A number as it is now; zero, if it was never counted.
@@ -114,5 +121,17 @@ mod tests {
         metrics.add("cni_calls_total{command=\"ADD\",code=\"0\"}", 1.0);
         metrics.add("cni_calls_total{command=\"ADD\",code=\"0\"}", 1.0);
         assert_eq!(metrics.text(), "isthmus_agent_cni_calls_total{command=\"ADD\",code=\"0\"} 2\n");
+    }
+
+    #[test]
+    fn what_is_so_is_shown_and_what_is_so_no_more_is_not() {
+        let metrics = Metrics::new();
+        metrics.set("offload_infos", 2.0);
+        for features in [&["uso", "tso"][..], &["tso"]] {
+            let features = features.iter().map(|name| (*name).to_owned()).collect();
+            metrics.set_info("offload_info", "feature", &features);
+        }
+        let text = "isthmus_agent_offload_infos 2\nisthmus_agent_offload_info{feature=\"tso\"} 1\n";
+        assert_eq!(metrics.text(), text);
     }
 }

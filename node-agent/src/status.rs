@@ -82,6 +82,7 @@ pub fn report(
         endpoints: intent.own_addresses().iter().map(endpoint).collect(),
         mesh_addresses: intent.own_blocks().map(|(cidr, _)| mesh_address(cidr).to_string()).collect(),
         vxlan_mac: intent.node.as_ref().map(mac),
+        offload: facts.dataplane.offload.iter().cloned().collect(),
         blocks: blocks.collect(),
         tunnels: tunnels(intent, facts),
         ..NodeNetworkStatus::default()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where the threads post what they measured, and where reporters wait for news.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,11 @@ impl Board {
             (state.previous_public_key, state.next_public_key) = (keys.previous, keys.next);
             told(state) != before
         });
+    }
+
+    /// What of the kernel's features is in use.
+    pub(crate) fn post_offload(&self, offload: BTreeSet<String>) {
+        self.post(|state| std::mem::replace(&mut state.offload, offload) != state.offload);
     }
 
     /// What probes measured last.

@@ -278,6 +278,8 @@ impl Packets {
             self.scribe.note(self.memory(&states));
         }
         self.board.post_tunnels(states.clone());
+        let features = self.carrier.features();
+        self.board.post_offload(features.iter().map(|feature| feature.name().to_owned()).collect());
         self.board.post_keys(self.rotation.keys().told());
         states
     }

@@ -13,7 +13,11 @@ use lab::{TUNNEL, as_root, ping_loss, tunnel};
 #[test]
 fn packets_of_both_families_cross_the_tunnel_and_nothing_of_them_is_readable_on_the_wire() {
     let Some(pair) = as_root("crossing") else { return };
-    pair.west.until("the tunnel's probe is up", |state| state.probes["tunnel"].up);
+    let state = pair.west.until("the tunnel's probe is up", |state| state.probes["tunnel"].up);
+    // What every kernel has that runs this test.
+    for feature in ["recvmmsg", "sendmmsg", "vnet-hdr", "tso"] {
+        assert!(state.offload.contains(feature), "{feature} is not in {:?}", state.offload);
+    }
     let capture = pair.capture();
     let pattern = "6973746873656372"; // "isthsecr"
     for target in ["10.2.0.0", "fd02::"] {

@@ -134,6 +134,9 @@ pub struct DataplaneState {
     /// Generation of that key.
     #[serde(default)]
     pub key_generation: u64,
+    /// What of the kernel's features is used to move many packets at once, by name; nothing while there is no tunnel.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub offload: BTreeSet<String>,
     /// Tunnels by device name.
     pub tunnels: BTreeMap<LinkName, TunnelState>,
     /// Probes by name.

@@ -70,6 +70,11 @@ pub struct NodeNetworkStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::text(17))]
     pub vxlan_mac: Option<String>,
+    /// What of the kernel's features the data plane process uses to move many packets at once, while it encrypts itself: `recvmmsg`,
+    /// `sendmmsg`, `tso`, `udp-gro`, `udp-segment`, `uso`, `vnet-hdr`. What is missing the kernel has not, or it failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(16, shape::text(32)))]
+    pub offload: Vec<String>,
     /// How full the node's blocks are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::map(1024, "cidr"))]
