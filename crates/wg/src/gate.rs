@@ -19,7 +19,7 @@ pub(crate) const FREE_INITIATIONS: u64 = 100;
 pub(crate) const FREE_RESPONSES: u64 = 1000;
 /// Messages a second of one address, or of those that share its place, beyond the free ones.
 const OF_ONE_SOURCE: u8 = 20;
-/// Messages a second of all addresses, beyond the free ones: a tenth of one core.
+/// Messages a second of all addresses, beyond the free ones.
 const OF_ALL_SOURCES: u64 = 1000;
 /// Places in which addresses are counted.
 const PLACES: usize = 1024;
