@@ -5,6 +5,7 @@ mod call;
 mod chained;
 mod delegated;
 mod ipam;
+mod pods;
 mod server;
 mod work;
 mod workshop;

@@ -74,7 +74,7 @@ pub struct Engine {
     wiring: Wiring,
     kernel: Option<Kernel>,
     events: Option<Events>,
-    intent: NodeIntent,
+    intent: Arc<NodeIntent>,
     /// What the intent does without; none before the objects were read once.
     problems: Option<Vec<Problem>>,
     facts: NodeFacts,
@@ -115,7 +115,7 @@ impl Engine {
             wiring,
             kernel: None,
             events: None,
-            intent: NodeIntent::nothing(),
+            intent: Arc::default(),
             problems: None,
             facts: NodeFacts::default(),
             desired: None,
@@ -311,7 +311,7 @@ impl Engine {
         if !self.from_memory {
             let wait = || format!("waiting for the API server: not listed yet: {missing:?}");
             let remembered = self.wiring.memory.intent().filter(|_| self.started.elapsed() >= REMEMBER_AFTER);
-            self.intent = remembered.cloned().ok_or_else(wait)?;
+            self.intent = Arc::new(remembered.cloned().ok_or_else(wait)?);
             self.from_memory = true;
             self.set_blocks();
             tracing::warn!(
@@ -377,7 +377,7 @@ impl Engine {
             for problem in problems.iter().filter(|problem| !known(problem)) {
                 tracing::warn!(%problem, "left out");
             }
-            (self.intent, self.problems) = (intent, Some(problems));
+            (self.intent, self.problems) = (Arc::new(intent), Some(problems));
             self.set_blocks();
         }
         let mtu = status::pod_mtu(&self.intent, self.facts.uplink_mtu(self.intent.own_addresses()));
@@ -387,7 +387,7 @@ impl Engine {
     fn set_blocks(&self) {
         let serving = |pool| self.intent.pools.get(pool).is_some_and(|pool| pool.serves_this_node);
         let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool));
-        let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.to_string())).collect();
+        let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.clone())).collect();
         let reserved = self.intent.pools.values().flat_map(|pool| pool.reserved.iter().copied()).collect();
         self.wiring.node.ledger().set_blocks(blocks, reserved);
     }

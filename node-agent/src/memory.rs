@@ -101,7 +101,7 @@ fn read(path: &Path, node: &NodeName) -> Result<NodeIntent, Forgotten> {
 
 #[cfg(test)]
 mod tests {
-    use isthmus_compiler::{Block, Egress, Encapsulation, Node, Peer, Pool, RemoteGateway};
+    use isthmus_compiler::{AskingPod, Block, Egress, Encapsulation, Node, Peer, Pool, RemoteGateway};
 
     use super::*;
 
@@ -138,10 +138,13 @@ mod tests {
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            disabled: false,
+            namespaces: None,
             reserved: Vec::new(),
             external: false,
         };
         let block = Block { pool: "four".parse().unwrap(), node: name() };
+        let asking = AskingPod { uid: "u".into(), asks: Err("no pool".into()) };
         NodeIntent {
             node: Some(name()),
             nodes: [(name(), node)].into(),
@@ -150,6 +153,8 @@ mod tests {
             peers: [("west".parse().unwrap(), peer)].into(),
             egress: [("fixed".to_owned(), egress)].into(),
             key_generation: 3,
+            namespaces: [("shop".to_owned(), Ok(["four".parse().unwrap()].into()))].into(),
+            pods: [("shop".to_owned(), [("web".to_owned(), asking)].into())].into(),
         }
     }
 

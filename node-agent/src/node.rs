@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the parts of the agent share: the engine writes it, the CNI server reads it, both change the ledger.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isthmus_compiler::NodeIntent;
 use isthmus_kernel::PodLinks;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::addresses::Ledger;
 use crate::chained::Registry;
@@ -34,7 +34,7 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     ledger: Mutex<Ledger>,
     chained: Mutex<Registry>,
-    view: Mutex<View>,
+    view: watch::Sender<View>,
     advance: mpsc::UnboundedSender<Advance>,
 }
 
@@ -43,14 +43,22 @@ pub struct Node {
 pub struct View {
     /// Why pods cannot be added now; none once the engine has converged.
     pub blocked: Option<String>,
-    /// Families (`v6` each) of which a pod gets an address.
-    pub families: BTreeSet<bool>,
-    /// Another plugin gives addresses out, too.
-    pub chained: bool,
+    /// What the cluster decided.
+    pub intent: Arc<NodeIntent>,
     /// MTU of pods' interfaces, bytes.
     pub pod_mtu: u32,
+}
+
+impl View {
+    /// Another plugin gives addresses out, too.
+    pub fn chained(&self) -> bool {
+        self.intent.is_chained()
+    }
+
     /// Egress policies exist: a pod has to be known before its first packet.
-    pub egress: bool,
+    pub fn egress(&self) -> bool {
+        !self.intent.egress.is_empty()
+    }
 }
 
 impl Node {
@@ -65,7 +73,7 @@ impl Node {
         let (advance, requests) = mpsc::unbounded_channel();
         let view =
             View { blocked: Some("the agent is starting".to_owned()), pod_mtu: 1500, ..View::default() };
-        let (ledger, chained, view) = (Mutex::new(ledger), Mutex::new(chained), Mutex::new(view));
+        let (ledger, chained, view) = (Mutex::new(ledger), Mutex::new(chained), watch::Sender::new(view));
         (Arc::new(Self { store, links, metrics, ledger, chained, view, advance }), requests)
     }
 
@@ -81,35 +89,45 @@ impl Node {
 
     /// What the engine published last.
     pub fn view(&self) -> View {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.view.borrow().clone()
+    }
+
+    /// The same, to be woken by what changes.
+    pub(crate) fn views(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
     }
 
     /// Publishes what the CNI server needs.
-    pub(crate) fn publish(&self, intent: &NodeIntent, pod_mtu: u32) {
-        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        view.families = intent.pod_families();
-        view.chained = intent.is_chained();
-        view.egress = !intent.egress.is_empty();
-        view.pod_mtu = pod_mtu;
+    pub(crate) fn publish(&self, intent: &Arc<NodeIntent>, pod_mtu: u32) {
+        self.view.send_if_modified(|view| {
+            let changed = !Arc::ptr_eq(&view.intent, intent) || view.pod_mtu != pod_mtu;
+            (view.intent, view.pod_mtu) = (intent.clone(), pod_mtu);
+            changed
+        });
     }
 
     /// Says why pods cannot be added, or that they can.
     pub(crate) fn set_blocked(&self, blocked: Option<String>) {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).blocked = blocked;
+        self.view.send_if_modified(|view| {
+            let changed = view.blocked != blocked;
+            view.blocked = blocked;
+            changed
+        });
     }
 
     /// Whether a pod could be added now; why not, otherwise.
     pub fn readiness(&self) -> Result<(), String> {
         let view = self.view();
-        view.blocked.map_or(Ok(()), Err)?;
-        if view.chained {
+        view.blocked.clone().map_or(Ok(()), Err)?;
+        if view.chained() {
             self.chained().readiness()?;
         }
-        if view.chained && view.families.is_empty() {
+        let pools = view.intent.common_pools();
+        if view.chained() && pools.is_empty() {
             // Whether the other plugin has an address left is its to say.
             return Ok(());
         }
-        self.ledger().readiness(&view.families)
+        self.ledger().readiness(&pools)
     }
 
     /// Brings the kernel to the ledger as it is now, from what is remembered of the kernel.

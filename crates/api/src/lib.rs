@@ -2,6 +2,7 @@
 //! The custom resources, spec first. The YAML in `crds/` is generated from here.
 
 pub mod about;
+pub mod annotation;
 pub mod condition;
 pub mod crds;
 pub mod mcs;

@@ -11,6 +11,8 @@ use isthmus_model::kernel::MacAddress;
 use isthmus_model::ownership::mesh_address;
 use serde::{Deserialize, Serialize};
 
+use crate::choice::{AskingPod, Wish};
+
 /// The cluster's decisions as one node sees them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeIntent {
@@ -28,6 +30,12 @@ pub struct NodeIntent {
     pub egress: BTreeMap<String, Egress>,
     /// Generation of the WireGuard key that this node shall use.
     pub key_generation: u64,
+    /// Namespaces and the pools that their pods shall have addresses of: all where pods have a choice, else those that ask.
+    #[serde(default)]
+    pub namespaces: BTreeMap<String, Wish>,
+    /// Pods of this node by namespace and name, likewise.
+    #[serde(default)]
+    pub pods: BTreeMap<String, BTreeMap<String, AskingPod>>,
 }
 
 /// A node.
@@ -52,6 +60,12 @@ pub struct Pool {
     pub nat_outgoing: bool,
     /// New pods of this node get an address of it: it is enabled and its node selector holds.
     pub serves_this_node: bool,
+    /// It is disabled.
+    #[serde(default)]
+    pub disabled: bool,
+    /// Namespaces that it is for; none: those that no other pool is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<BTreeSet<String>>,
     /// Ranges of it that no pod receives.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserved: Vec<IpNet>,
@@ -148,11 +162,6 @@ impl NodeIntent {
     /// This node's address inside tunnels.
     pub fn own_mesh_address(&self, v6: bool) -> Option<IpAddr> {
         self.node.as_ref().and_then(|node| self.mesh_address_of(node, v6))
-    }
-
-    /// Families (`v6` each) of which a new pod of this node gets an address.
-    pub fn pod_families(&self) -> BTreeSet<bool> {
-        self.pools.values().filter(|pool| pool.serves_this_node).map(|pool| is_v6(&pool.cidr)).collect()
     }
 
     /// Whether another CNI plugin gives pods their addresses.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Node decisions, pure: `compile(&NodeIntent, &NodeFacts) -> Desired`.
 
+mod choice;
 mod egress;
 mod facts;
 mod intent;
@@ -16,6 +17,7 @@ mod tunnels;
 use isthmus_model::kernel::Desired;
 use isthmus_model::nft::Ruleset;
 
+pub use choice::{Asked, AskingPod, PodName, PoolsByFamily, Unserved, Wish};
 pub use facts::{ChainedPod, NodeFacts, PodFacts, Uplink};
 pub use intent::{Block, Egress, Encapsulation, Node, NodeIntent, Peer, Pool, RemoteGateway};
 pub use names::{gateway_probe, pod_link, tunnel_device, tunnel_probe, vxlan_mac};

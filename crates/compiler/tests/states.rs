@@ -49,6 +49,8 @@ fn cluster(this: &str) -> NodeIntent {
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            disabled: false,
+            namespaces: None,
             reserved: Vec::new(),
             external: false,
         };

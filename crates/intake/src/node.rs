@@ -4,6 +4,7 @@
 mod egress;
 mod peers;
 mod pools;
+mod wishes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,6 +62,7 @@ pub fn intake(node: &NodeName, objects: &NodeObjects) -> (NodeIntent, Vec<Proble
     peers::peers(objects, &mut intent, &mut problems);
     peers::tunnel_mtus(objects, &mut intent);
     egress::egress(objects, &mut intent, &mut problems);
+    wishes::wishes(objects, &mut intent);
     let own = objects.networks.get(node.as_str());
     intent.key_generation = own.map_or(0, |network| network.spec.key_generation.unsigned_abs());
     (intent, problems)

@@ -5,7 +5,7 @@ use isthmus_cni::wire::Request;
 use isthmus_cni_kit::error::code;
 use isthmus_cni_kit::names::check_container_id;
 use isthmus_cni_kit::version::Version;
-use isthmus_compiler::pod_link;
+use isthmus_compiler::{PodName, pod_link};
 
 use super::cni_wire::add;
 use crate::Seed;
@@ -31,7 +31,7 @@ fn target_holds(request: &Request, target: &Target) {
     key_holds(request, &target.key);
     assert!(target.netns.is_absolute());
     assert_eq!(target.ifname.as_str(), target.key.ifname);
-    if let Some((namespace, name)) = &target.pod {
+    if let Some(PodName { namespace, name, .. }) = &target.pod {
         let arguments = request.var("CNI_ARGS").expect("that is where it stands");
         assert!(!namespace.is_empty() && !name.is_empty());
         assert!(arguments.contains(&format!("K8S_POD_NAMESPACE={namespace}")));

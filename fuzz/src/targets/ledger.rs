@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who has which address, out of a journal and of the links that the kernel has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
 use isthmus_compiler::pod_link;
-use isthmus_model::ids::LinkName;
+use isthmus_model::ids::{LinkName, PoolName};
 
 use super::folder;
 use super::journal::{given, lines, released};
@@ -54,12 +54,14 @@ fn stays(ledger: &Ledger, path: &Path, links: &BTreeMap<LinkName, String>) {
 
 fn gives_no_address_twice(ledger: &mut Ledger) {
     let taken: Vec<_> = ledger.attachments().values().flat_map(|to| to.addresses.clone()).collect();
-    let block = |text: &str| (text.parse().expect("a network"), "pods".to_owned());
+    let block = |text: &str| (text.parse().expect("a network"), "pods".parse().expect("a name"));
     ledger.set_blocks([block("10.1.0.0/28"), block("fd00:1::/124")].into(), Vec::new());
+    let pools: BTreeSet<PoolName> = ["pods".parse().expect("a name")].into();
+    let both = [(false, pools.clone()), (true, pools)].into();
     for number in 0..20 {
         let key = AttachmentKey { container: format!("new{number}"), ifname: "eth9".to_owned() };
         let known = ledger.attachments().contains_key(&key);
-        let Ok(given) = ledger.give(&key, ("shop", "new"), &[false, true].into(), Instant::now()) else {
+        let Ok(given) = ledger.give(&key, ("shop", "new"), &both, Instant::now()) else {
             return;
         };
         assert!(known || !given.addresses.iter().any(|address| taken.contains(address)), "{given:?}");

@@ -46,6 +46,8 @@ fn intent() -> NodeIntent {
         encapsulation: Encapsulation::CrossSubnet,
         nat_outgoing: true,
         serves_this_node: true,
+        disabled: false,
+        namespaces: None,
         reserved: Vec::new(),
         external: false,
     };

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use isthmus_model::ids::PoolName;
 use isthmus_model::ownership::mesh_address;
 
 /// A released address is given out again after this, if others are free: connections to the old pod end first.
@@ -45,11 +46,14 @@ pub enum Use {
     Subnet,
 }
 
+/// A family (`v6`), and the pools that an address of it may come from.
+pub(super) type Wanted<'a> = (bool, &'a BTreeSet<PoolName>);
+
 /// Addresses of this node's blocks.
 #[derive(Debug, Default)]
 pub struct Ipam {
     /// Blocks that addresses may come from, and their pools.
-    blocks: BTreeMap<IpNet, String>,
+    blocks: BTreeMap<IpNet, PoolName>,
     /// Ranges that no pod receives.
     reserved: Vec<IpNet>,
     used: BTreeSet<IpAddr>,
@@ -62,16 +66,16 @@ pub struct Ipam {
 impl Ipam {
     /// Replaces the blocks, and the ranges of them that no pod receives. Addresses in use stay in use, also outside of the blocks
     /// and inside of the ranges.
-    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>, reserved: Vec<IpNet>) {
+    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, PoolName>, reserved: Vec<IpNet>) {
         self.cursors.retain(|block, _| blocks.contains_key(block));
         self.blocks = blocks;
         self.reserved = reserved;
     }
 
-    /// Takes an address out of the blocks of a family.
-    pub fn allocate(&mut self, v6: bool, usage: Use, now: Instant) -> Result<IpAddr, Shortage> {
+    /// Takes an address of a family out of the blocks of some pools.
+    pub fn allocate(&mut self, of: Wanted<'_>, usage: Use, now: Instant) -> Result<IpAddr, Shortage> {
         self.cooling.retain(|_, since| now.saturating_duration_since(*since) < COOL_DOWN);
-        let address = self.candidate(v6, usage).ok_or_else(|| self.shortage(v6))?;
+        let address = self.candidate(of, usage).ok_or_else(|| self.shortage(of))?;
         self.cooling.remove(&address);
         self.used.insert(address);
         Ok(address)
@@ -96,21 +100,24 @@ impl Ipam {
         self.blocks.keys().map(|block| (*block, count(block))).collect()
     }
 
-    /// Whether an address of the family can be given at `now`.
-    pub fn can_allocate(&self, v6: bool, usage: Use) -> bool {
-        self.candidate(v6, usage).is_some()
+    /// Whether an address of the family can be given out of these pools.
+    pub fn can_allocate(&self, of: Wanted<'_>, usage: Use) -> bool {
+        self.candidate(of, usage).is_some()
     }
 
-    fn candidate(&self, v6: bool, usage: Use) -> Option<IpAddr> {
-        self.next_free(v6, usage).or_else(|| self.longest_cooling(v6, usage))
+    fn candidate(&self, of: Wanted<'_>, usage: Use) -> Option<IpAddr> {
+        self.next_free(of, usage).or_else(|| self.longest_cooling(of, usage))
     }
 
-    fn blocks_of(&self, v6: bool) -> impl Iterator<Item = &IpNet> {
-        self.blocks.keys().filter(move |block| matches!(block, IpNet::V6(_)) == v6)
+    fn blocks_of<'a>(&'a self, (v6, pools): Wanted<'a>) -> impl Iterator<Item = &'a IpNet> {
+        let wanted = move |(block, pool): &(&IpNet, &PoolName)| {
+            matches!(block, IpNet::V6(_)) == v6 && pools.contains(*pool)
+        };
+        self.blocks.iter().filter(wanted).map(|(block, _)| block)
     }
 
-    fn next_free(&self, v6: bool, usage: Use) -> Option<IpAddr> {
-        self.blocks_of(v6).find_map(|block| {
+    fn next_free(&self, of: Wanted<'_>, usage: Use) -> Option<IpAddr> {
+        self.blocks_of(of).find_map(|block| {
             let start = self.cursors.get(block).copied().unwrap_or_else(|| mesh_address(block));
             // Each step meets a taken address or the block's ends, leaps a reserved range or ends: the search is no longer than what is taken, whatever
             // the block's size.
@@ -135,8 +142,8 @@ impl Ipam {
         })
     }
 
-    fn longest_cooling(&self, v6: bool, usage: Use) -> Option<IpAddr> {
-        let inside = |address: &IpAddr| self.blocks_of(v6).any(|block| self.is_free(block, *address, usage));
+    fn longest_cooling(&self, of: Wanted<'_>, usage: Use) -> Option<IpAddr> {
+        let inside = |address: &IpAddr| self.blocks_of(of).any(|block| self.is_free(block, *address, usage));
         self.cooling
             .iter()
             .filter(|(address, _)| inside(address))
@@ -152,14 +159,13 @@ impl Ipam {
             && !self.reserved.iter().any(|range| range.contains(&address))
     }
 
-    fn shortage(&self, v6: bool) -> Shortage {
+    fn shortage(&self, (v6, wanted): Wanted<'_>) -> Shortage {
         let family = if v6 { "IPv6" } else { "IPv4" };
-        let pools: BTreeSet<&str> = self.blocks_of(v6).map(|block| self.blocks[block].as_str()).collect();
-        let names = pools.into_iter().collect::<Vec<_>>().join(", ");
-        if names.is_empty() {
-            Shortage::NoBlock { family, pools: "any".to_owned() }
+        let pools = wanted.iter().map(PoolName::as_str).collect::<Vec<_>>().join(", ");
+        if self.blocks_of((v6, wanted)).any(|_| true) {
+            Shortage::Exhausted { family, pools }
         } else {
-            Shortage::Exhausted { family, pools: names }
+            Shortage::NoBlock { family, pools }
         }
     }
 }
@@ -184,10 +190,14 @@ mod tests {
 
     use super::*;
 
+    fn pods() -> BTreeSet<PoolName> {
+        ["pods".parse().unwrap()].into()
+    }
+
     fn ipam(blocks: &[&str]) -> Ipam {
         let mut ipam = Ipam::default();
         ipam.set_blocks(
-            blocks.iter().map(|block| (block.parse().unwrap(), "pods".to_owned())).collect(),
+            blocks.iter().map(|block| (block.parse().unwrap(), "pods".parse().unwrap())).collect(),
             Vec::new(),
         );
         ipam
@@ -198,9 +208,9 @@ mod tests {
         let mut ipam = ipam(&["10.1.0.0/30"]);
         let now = Instant::now();
         let given: Vec<String> =
-            (0..3).map(|_| ipam.allocate(false, Use::Alone, now).unwrap().to_string()).collect();
+            (0..3).map(|_| ipam.allocate((false, &pods()), Use::Alone, now).unwrap().to_string()).collect();
         assert_eq!(given, ["10.1.0.1", "10.1.0.2", "10.1.0.3"]);
-        let error = ipam.allocate(false, Use::Alone, now).unwrap_err();
+        let error = ipam.allocate((false, &pods()), Use::Alone, now).unwrap_err();
         assert_eq!(error, Shortage::Exhausted { family: "IPv4", pools: "pods".into() });
         assert!(error.to_string().contains("IPPool pods"), "{error}");
     }
@@ -209,11 +219,15 @@ mod tests {
     fn a_released_address_cools_down_while_others_are_free_and_is_used_when_none_is() {
         let mut ipam = ipam(&["10.1.0.0/30"]);
         let now = Instant::now();
-        let first = ipam.allocate(false, Use::Alone, now).unwrap();
+        let first = ipam.allocate((false, &pods()), Use::Alone, now).unwrap();
         ipam.release(first, now);
-        assert_ne!(ipam.allocate(false, Use::Alone, now).unwrap(), first);
-        assert_ne!(ipam.allocate(false, Use::Alone, now).unwrap(), first);
-        assert_eq!(ipam.allocate(false, Use::Alone, now).unwrap(), first, "better early than not at all");
+        assert_ne!(ipam.allocate((false, &pods()), Use::Alone, now).unwrap(), first);
+        assert_ne!(ipam.allocate((false, &pods()), Use::Alone, now).unwrap(), first);
+        assert_eq!(
+            ipam.allocate((false, &pods()), Use::Alone, now).unwrap(),
+            first,
+            "better early than not at all"
+        );
     }
 
     #[test]
@@ -221,8 +235,29 @@ mod tests {
         let mut ipam = ipam(&["10.1.0.0/31", "10.1.0.64/31"]);
         let now = Instant::now();
         let given: Vec<String> =
-            (0..2).map(|_| ipam.allocate(false, Use::Alone, now).unwrap().to_string()).collect();
+            (0..2).map(|_| ipam.allocate((false, &pods()), Use::Alone, now).unwrap().to_string()).collect();
         assert_eq!(given, ["10.1.0.1", "10.1.0.65"]);
+    }
+
+    #[test]
+    fn addresses_come_out_of_the_wanted_pools_only() {
+        let mut ipam = Ipam::default();
+        let block = |cidr: &str, pool: &str| (cidr.parse().unwrap(), pool.parse().unwrap());
+        ipam.set_blocks([block("10.1.0.0/31", "pods"), block("10.7.0.0/31", "team")].into(), Vec::new());
+        let team = ["team".parse().unwrap()].into();
+        let (now, later) = (Instant::now(), Instant::now() + COOL_DOWN / 2);
+        let first = ipam.allocate((false, &team), Use::Alone, now).unwrap();
+        assert_eq!(first.to_string(), "10.7.0.1");
+        let error = ipam.allocate((false, &team), Use::Alone, now).unwrap_err();
+        assert_eq!(error, Shortage::Exhausted { family: "IPv4", pools: "team".into() });
+        ipam.release(first, now);
+        let other = ipam.allocate((false, &pods()), Use::Alone, later).unwrap();
+        assert_eq!(other.to_string(), "10.1.0.1");
+        assert!(ipam.allocate((false, &pods()), Use::Alone, later).is_err(), "what cools is the team's");
+        assert_eq!(ipam.allocate((false, &team), Use::Alone, later), Ok(first));
+        let none = ["gone".parse().unwrap()].into();
+        let error = ipam.allocate((false, &none), Use::Alone, now).unwrap_err();
+        assert!(error.to_string().contains("no IPv4 block of IPPool gone"), "{error}");
     }
 
     #[test]
@@ -230,9 +265,9 @@ mod tests {
         let given = |block: &str, reserved: &[&str], v6: bool| {
             let mut ipam = Ipam::default();
             let reserved = reserved.iter().map(|range| range.parse().unwrap()).collect();
-            ipam.set_blocks([(block.parse().unwrap(), "pods".to_owned())].into(), reserved);
+            ipam.set_blocks([(block.parse().unwrap(), "pods".parse().unwrap())].into(), reserved);
             let now = Instant::now();
-            std::iter::from_fn(|| ipam.allocate(v6, Use::Alone, now).ok())
+            std::iter::from_fn(|| ipam.allocate((v6, &pods()), Use::Alone, now).ok())
                 .take(4)
                 .map(|a| a.to_string())
                 .collect::<Vec<_>>()
@@ -255,12 +290,12 @@ mod tests {
     fn what_is_reserved_later_stays_with_who_has_it() {
         let mut ipam = ipam(&["10.1.0.0/29"]);
         let now = Instant::now();
-        let first = ipam.allocate(false, Use::Alone, now).unwrap();
+        let first = ipam.allocate((false, &pods()), Use::Alone, now).unwrap();
         ipam.set_blocks(ipam.blocks.clone(), vec!["10.1.0.0/30".parse().unwrap()]);
         assert_eq!(ipam.usage().values().sum::<usize>(), 1);
-        assert_eq!(ipam.allocate(false, Use::Alone, now).unwrap().to_string(), "10.1.0.4");
+        assert_eq!(ipam.allocate((false, &pods()), Use::Alone, now).unwrap().to_string(), "10.1.0.4");
         ipam.release(first, now);
-        let left = std::iter::from_fn(|| ipam.allocate(false, Use::Alone, now).ok()).count();
+        let left = std::iter::from_fn(|| ipam.allocate((false, &pods()), Use::Alone, now).ok()).count();
         assert_eq!(left, 3, "what was given back is not given again");
     }
 
@@ -268,9 +303,9 @@ mod tests {
     fn a_huge_block_is_searched_in_as_many_steps_as_addresses_are_taken() {
         let mut ipam = ipam(&["fd00::/64"]);
         let now = Instant::now();
-        assert_eq!(ipam.allocate(true, Use::Alone, now).unwrap().to_string(), "fd00::1");
+        assert_eq!(ipam.allocate((true, &pods()), Use::Alone, now).unwrap().to_string(), "fd00::1");
         assert!(matches!(
-            ipam.allocate(false, Use::Alone, now),
+            ipam.allocate((false, &pods()), Use::Alone, now),
             Err(Shortage::NoBlock { family: "IPv4", .. })
         ));
     }
@@ -283,7 +318,7 @@ mod tests {
             for take in takes {
                 now += Duration::from_secs(1);
                 if take || held.is_empty() {
-                    match ipam.allocate(false, Use::Alone, now) {
+                    match ipam.allocate((false, &pods()), Use::Alone, now) {
                         Ok(address) => {
                             prop_assert!(!held.contains(&address), "{address} given twice");
                             held.push(address);

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use isthmus_compiler::{PodFacts, pod_link};
+use isthmus_compiler::{PodFacts, PoolsByFamily, pod_link};
 use isthmus_kernel::{POD_ALIAS_MAX, PodLink};
-use isthmus_model::ids::LinkName;
+use isthmus_model::ids::{LinkName, PoolName};
 use serde::{Deserialize, Serialize};
 
 use leases::is_held;
@@ -162,11 +162,11 @@ impl Ledger {
     }
 
     /// Replaces the node's blocks.
-    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, String>, reserved: Vec<IpNet>) {
+    pub fn set_blocks(&mut self, blocks: BTreeMap<IpNet, PoolName>, reserved: Vec<IpNet>) {
         self.ipam.set_blocks(blocks, reserved);
     }
 
-    /// Gives addresses of the wanted families (`v6` each) to an interface of ours, or those that it has already.
+    /// Gives an address of each family, out of the pools for it, to an interface of ours, or those that it has already.
     ///
     /// # Errors
     /// `Mixed` where the node's addresses serve another network; no address is free; the journal cannot be written.
@@ -174,18 +174,18 @@ impl Ledger {
         &mut self,
         key: &AttachmentKey,
         pod: (&str, &str),
-        families: &BTreeSet<bool>,
+        pools: &PoolsByFamily,
         now: Instant,
     ) -> Result<Attachment, LedgerError> {
         self.serves(None)?;
-        self.give_as(key, pod, families, Use::Alone, now)
+        self.give_as(key, pod, pools, Use::Alone, now)
     }
 
     fn give_as(
         &mut self,
         key: &AttachmentKey,
         pod: (&str, &str),
-        families: &BTreeSet<bool>,
+        pools: &PoolsByFamily,
         usage: Use,
         now: Instant,
     ) -> Result<Attachment, LedgerError> {
@@ -193,8 +193,8 @@ impl Ledger {
             return Ok(attachment.clone());
         }
         let mut addresses = Vec::new();
-        for v6 in families {
-            match self.ipam.allocate(*v6, usage, now) {
+        for (v6, pools) in pools {
+            match self.ipam.allocate((*v6, pools), usage, now) {
                 Ok(address) => addresses.push(address),
                 Err(shortage) => {
                     self.take_back(&addresses, now);
@@ -269,15 +269,15 @@ impl Ledger {
         self.ipam.usage()
     }
 
-    /// Whether a pod could be given addresses of these families now; why not, otherwise.
-    pub fn readiness(&self, families: &BTreeSet<bool>) -> Result<(), String> {
-        if families.is_empty() {
+    /// Whether a pod could be given addresses out of these pools now; why not, otherwise.
+    pub fn readiness(&self, pools: &PoolsByFamily) -> Result<(), String> {
+        if pools.is_empty() {
             return Err("no enabled IPPool applies to this node; create one".to_owned());
         }
         let leases = self.attachments.values().any(|to| to.lease.is_some());
         let usage = if leases { Use::Subnet } else { Use::Alone };
-        for v6 in families {
-            if !self.ipam.can_allocate(*v6, usage) {
+        for (v6, pools) in pools {
+            if !self.ipam.can_allocate((*v6, pools), usage) {
                 let family = if *v6 { "IPv6" } else { "IPv4" };
                 return Err(format!(
                     "no free {family} address on this node; see `kubectl get ippools,ipblocks`"

@@ -10,6 +10,7 @@ use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::names::{check_container_id, check_network_name};
 use isthmus_cni_kit::plugin::Command;
 use isthmus_cni_kit::version::Version;
+use isthmus_compiler::PodName;
 use isthmus_model::ids::LinkName;
 
 use crate::addresses::AttachmentKey;
@@ -45,8 +46,15 @@ pub(crate) struct Target {
     pub(crate) key: AttachmentKey,
     pub(crate) ifname: LinkName,
     pub(crate) netns: PathBuf,
-    /// Namespace and name, if Kubernetes asks.
-    pub(crate) pod: Option<(String, String)>,
+    /// If Kubernetes asks.
+    pub(crate) pod: Option<PodName>,
+}
+
+impl Target {
+    /// Namespace and name of the pod; empty outside Kubernetes.
+    pub(super) fn pod_name(&self) -> (String, String) {
+        self.pod.as_ref().map(|pod| (pod.namespace.clone(), pod.name.clone())).unwrap_or_default()
+    }
 }
 
 impl Call {
@@ -114,8 +122,8 @@ fn variable<'a>(request: &'a Request, name: &str) -> Result<&'a str, Error> {
     request.var(name).ok_or_else(missing)
 }
 
-/// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` out of `A=1;B=2`.
-fn pod(arguments: &str) -> Option<(String, String)> {
+/// `K8S_POD_NAMESPACE`, `K8S_POD_NAME` and `K8S_POD_UID` out of `A=1;B=2`.
+fn pod(arguments: &str) -> Option<PodName> {
     let value = |name: &str| {
         let pairs = arguments.split(';').filter_map(|pair| pair.split_once('='));
         pairs
@@ -123,7 +131,8 @@ fn pod(arguments: &str) -> Option<(String, String)> {
             .find(|(key, value)| *key == name && !value.is_empty())
             .map(|(_, value)| value.to_owned())
     };
-    Some((value("K8S_POD_NAMESPACE")?, value("K8S_POD_NAME")?))
+    let (namespace, name) = (value("K8S_POD_NAMESPACE")?, value("K8S_POD_NAME")?);
+    Some(PodName { namespace, name, uid: value("K8S_POD_UID") })
 }
 
 #[cfg(test)]
@@ -150,7 +159,7 @@ mod tests {
     fn a_pods_add_is_understood() {
         let (call, _) = Call::parse(&request(&[])).unwrap();
         let Call::Add(target) = call else { panic!("{call:?}") };
-        assert_eq!(target.pod, Some(("shop".into(), "web".into())));
+        assert_eq!(target.pod_name(), ("shop".into(), "web".into()));
         assert_eq!(target.key.container, "c1");
     }
 

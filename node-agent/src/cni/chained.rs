@@ -33,16 +33,16 @@ impl Workshop {
         if let Some(why) = view.blocked {
             return Err(Error::new(code::TRY_AGAIN, why));
         }
-        if !view.chained {
+        if !view.chained() {
             let msg = "isthmus-cni comes after another plugin, and no IPPool says that another plugin gives addresses out";
             return Err(Error::new(code::TRY_AGAIN, msg)
                 .with_details("create an IPPool with the allocation PodCIDRs or External, or put isthmus-cni first in the plugin list"));
         }
-        if view.egress {
+        if view.egress() {
             self.wait_for_pod(target).await?;
         }
         let found = self.find(target, &addresses).await?;
-        let (namespace, pod) = target.pod.clone().unwrap_or_default();
+        let (namespace, pod) = target.pod_name();
         let pod = Chained {
             network: config.name().to_owned(),
             namespace,

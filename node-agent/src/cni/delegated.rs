@@ -122,7 +122,7 @@ impl Workshop {
                 format!("container {} has an attachment {} already", target.key.container, target.key.ifname);
             return Err(Error::new(code::INVALID_ENVIRONMENT, msg).with_details("DEL it first"));
         }
-        if view.egress {
+        if view.egress() {
             self.wait_for_pod(target).await?;
         }
         let made = match ipam.run("ADD").await {
@@ -151,7 +151,7 @@ impl Workshop {
         let addresses = addresses(&given, config.version(), target.ifname.as_str())?;
         one_of_each(&addresses)?;
         let (node, key) = (self.shared_node(), target.key.clone());
-        let (namespace, name) = target.pod.clone().unwrap_or_default();
+        let (namespace, name) = target.pod_name();
         let taken = blocking(move || node.ledger().take(&key, (&namespace, &name), addresses)).await?;
         let attachment = taken.map_err(given_error)?;
         match self.make(target, &attachment, mtu).await {

@@ -48,14 +48,11 @@ impl Workshop {
         if let Some(why) = view.blocked {
             return Err(Error::new(code::TRY_AGAIN, why));
         }
-        if view.families.is_empty() {
-            let msg = "no enabled IPPool with the allocation Isthmus applies to this node";
-            return Err(Error::new(code::TRY_AGAIN, msg));
-        }
+        let pools = self.pools_for(target).await?;
         let (node, key, network) = (self.shared_node(), target.key.clone(), config.name().to_owned());
-        let (namespace, name) = target.pod.clone().unwrap_or_default();
+        let (namespace, name) = target.pod_name();
         let given = blocking(move || {
-            node.ledger().lease(&key, (&namespace, &name), &view.families, &network, Instant::now())
+            node.ledger().lease(&key, (&namespace, &name), &pools, &network, Instant::now())
         });
         let printed = result(&given.await?.map_err(given_error)?, config);
         if printed.is_err() {

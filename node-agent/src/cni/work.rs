@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What calls do. ADD: record, make the link, let it through, answer. DEL: shut, remove, give back.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use isthmus_cni_kit::config::net_conf::NetConf;
 use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::result::{AddResult, Interface, Ip, Route};
-use isthmus_compiler::pod_link;
+use isthmus_compiler::{PoolsByFamily, pod_link};
 use isthmus_kernel::{PodLink, PodLinkError, PodLinkMade};
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
@@ -24,22 +23,14 @@ use crate::chained::Chained;
 use crate::conflist::NETWORK;
 use crate::engine::concerns_pod;
 
-/// With egress policies, a pod has to be known before its first packet: the watch may lag behind the kubelet.
-const POD_PATIENCE: Duration = Duration::from_secs(2);
-
 impl Workshop {
     pub(super) async fn add(&self, target: &Target) -> Result<AddResult, Error> {
         let view = self.node.view();
         if let Some(why) = view.blocked {
             return Err(Error::new(code::TRY_AGAIN, why));
         }
-        if view.families.is_empty() {
-            let msg = "no enabled IPPool applies to this node";
-            return Err(
-                Error::new(code::TRY_AGAIN, msg).with_details("create an IPPool, or widen its nodeSelector")
-            );
-        }
-        if view.egress {
+        let pools = self.pools_for(target).await?;
+        if view.egress() {
             self.wait_for_pod(target).await?;
         }
         self.node.ledger().serves(None).map_err(given_error)?;
@@ -54,7 +45,7 @@ impl Workshop {
             let _ = self.node.advance().await;
             self.remove_link(&attachment).await?;
         }
-        let attachment = self.record(target, view.families).await?;
+        let attachment = self.record(target, pools).await?;
         let made = match self.make(target, &attachment, view.pod_mtu).await {
             Ok(made) => made,
             Err(error) => {
@@ -65,35 +56,12 @@ impl Workshop {
         Ok(result(target, &attachment, &made, view.pod_mtu))
     }
 
-    pub(super) async fn wait_for_pod(&self, target: &Target) -> Result<(), Error> {
-        let Some(pod) = &target.pod else {
-            let msg = "CNI_ARGS names no K8S_POD_NAMESPACE and K8S_POD_NAME, and egress policies have to hold from a pod's first packet";
-            return Err(Error::new(code::INVALID_ENVIRONMENT, msg).with_details(
-                "put both into CNI_ARGS, as runtimes of Kubernetes do, or delete all EgressPolicies",
-            ));
-        };
-        let mut version = self.node.store.subscribe();
-        let known = async {
-            while !self.node.store.read(|objects| objects.pods.contains_key(pod)) {
-                if version.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let (namespace, name) = pod;
-        tokio::time::timeout(POD_PATIENCE, known).await.map_err(|_| {
-            let msg = format!("pod {namespace}/{name} is not known yet, and egress policies have to hold from its first packet");
-            Error::new(code::TRY_AGAIN, msg).with_details("is the API server reachable from this node?")
-        })
-    }
-
     /// Addresses, in the journal before anything is programmed.
-    async fn record(&self, target: &Target, families: BTreeSet<bool>) -> Result<Attachment, Error> {
+    async fn record(&self, target: &Target, pools: PoolsByFamily) -> Result<Attachment, Error> {
         let (node, key) = (self.node.clone(), target.key.clone());
-        let (namespace, name) = target.pod.clone().unwrap_or_default();
+        let (namespace, name) = target.pod_name();
         let given =
-            blocking(move || node.ledger().give(&key, (&namespace, &name), &families, Instant::now()))
-                .await?;
+            blocking(move || node.ledger().give(&key, (&namespace, &name), &pools, Instant::now())).await?;
         given.map_err(given_error)
     }
 

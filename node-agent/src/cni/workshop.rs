@@ -92,7 +92,7 @@ impl Workshop {
         let chained = match &call {
             Call::Del(_) => true,
             Call::Add(_) => previous(config).is_some(),
-            Call::Check(_) | Call::Gc | Call::Status => self.node.view().chained,
+            Call::Check(_) | Call::Gc | Call::Status => self.node.view().chained(),
         };
         if !chained {
             is_ours(config)?;

@@ -3,6 +3,7 @@
 
 mod agent;
 mod chained;
+mod choice;
 mod egress;
 mod gateways;
 mod peers;

@@ -51,6 +51,11 @@ pub struct IPPoolSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::selector)]
     pub node_selector: Option<LabelSelector>,
+    /// Labels of the namespaces that the pool is for: their pods get addresses of it, and of its family from no pool without
+    /// this selector. Absent: pods of all namespaces that no other pool is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::selector)]
+    pub namespace_selector: Option<LabelSelector>,
     /// Ranges of the pool in CIDR notation that no pod receives, such as `10.1.0.0/24` or `10.1.3.7/32`. A pod that has one of
     /// their addresses already keeps it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -187,6 +187,8 @@ fn intent(here: usize, gateways: BTreeMap<String, RemoteGateway>, key_generation
             encapsulation: Encapsulation::CrossSubnet,
             nat_outgoing: true,
             serves_this_node: true,
+            disabled: false,
+            namespaces: None,
             reserved: Vec::new(),
             external: false,
         };

@@ -43,6 +43,7 @@ fn pool_wish(spec: &IPPoolSpec) -> Result<Pool, Problem> {
         return Err(wrong(format!("blockSize {block_prefix} is too large a block; give {shortest} or more")));
     }
     let nodes = selector(spec.node_selector.as_ref(), "nodeSelector")?;
+    selector(spec.namespace_selector.as_ref(), "namespaceSelector")?;
     let reserved = reserved(spec, &cidr)?;
     Ok(Pool { cidr, block_prefix, nodes, reserved, disabled: spec.disabled, allocation: spec.allocation })
 }
@@ -176,9 +177,15 @@ mod tests {
             operator: "Near".to_owned(),
             values: None,
         };
-        let node_selector =
-            Some(LabelSelector { match_expressions: Some(vec![requirement]), match_labels: None });
-        let spec = IPPoolSpec { cidr: "10.1.0.0/16".to_owned(), node_selector, ..IPPoolSpec::default() };
-        assert_eq!(pool_wish(&spec).unwrap_err().reason, "InvalidSelector");
+        let wrong = Some(LabelSelector { match_expressions: Some(vec![requirement]), match_labels: None });
+        let pool = || IPPoolSpec { cidr: "10.1.0.0/16".to_owned(), ..IPPoolSpec::default() };
+        for (spec, field) in [
+            (IPPoolSpec { node_selector: wrong.clone(), ..pool() }, "nodeSelector"),
+            (IPPoolSpec { namespace_selector: wrong.clone(), ..pool() }, "namespaceSelector"),
+        ] {
+            let problem = pool_wish(&spec).unwrap_err();
+            assert_eq!(problem.reason, "InvalidSelector");
+            assert!(problem.message.starts_with(field), "{}", problem.message);
+        }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pools and blocks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,6 +9,8 @@ use isthmus_api::condition::READY;
 use isthmus_api::v1alpha1::{Allocation, Encapsulation as ApiEncapsulation, IPBlock, IPPool};
 use isthmus_compiler::{Block, Encapsulation, NodeIntent, Pool};
 use isthmus_model::ids::PoolName;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::SelectorExt;
 
 use super::egress::selector;
@@ -102,7 +105,26 @@ fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<P
     let serves_this_node = !external && !object.spec.disabled && nodes.matches(&labels);
     let nat_outgoing = !external && object.spec.nat_outgoing;
     let reserved = reserved(&object.spec, &cidr).map_err(|problem| problem.message)?;
-    Ok(Pool { cidr, encapsulation, nat_outgoing, serves_this_node, reserved, external })
+    let wish = object.spec.namespace_selector.as_ref();
+    let namespaces = wish.map(|wish| selected_namespaces(wish, objects)).transpose()?;
+    Ok(Pool {
+        cidr,
+        encapsulation,
+        nat_outgoing,
+        serves_this_node,
+        disabled: object.spec.disabled,
+        namespaces,
+        reserved,
+        external,
+    })
+}
+
+fn selected_namespaces(wish: &LabelSelector, objects: &NodeObjects) -> Result<BTreeSet<String>, String> {
+    let (wanted, none) = (selector(Some(wish))?, BTreeMap::new());
+    let selects = |(_, namespace): &(&String, &Namespace)| {
+        wanted.matches(namespace.metadata.labels.as_ref().unwrap_or(&none))
+    };
+    Ok(objects.namespaces.iter().filter(selects).map(|(name, _)| name.clone()).collect())
 }
 
 pub(super) fn blocks(objects: &NodeObjects, intent: &mut NodeIntent, problems: &mut Vec<Problem>) {

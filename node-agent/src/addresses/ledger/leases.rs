@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses and links that do not go together: addresses of ours on another plugin's link, and another plugin's on ours.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use isthmus_compiler::PoolsByFamily;
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,7 @@ pub struct Lease {
 }
 
 impl Ledger {
-    /// Gives addresses of the wanted families (`v6` each) to another plugin's interface, each with its block.
+    /// Gives an address of each family, out of the pools for it, to another plugin's interface, each with its block.
     ///
     /// # Errors
     /// `Taken` for an interface that has some; `Mixed` where the node's addresses serve another network, or ours; as [`Ledger::give`] otherwise.
@@ -31,14 +32,14 @@ impl Ledger {
         &mut self,
         key: &AttachmentKey,
         pod: (&str, &str),
-        families: &BTreeSet<bool>,
+        pools: &PoolsByFamily,
         network: &str,
         now: Instant,
     ) -> Result<Vec<(IpAddr, IpNet)>, LedgerError> {
         self.is_free(key)?;
         self.serves(Some(network))?;
         // On disk it is first an attachment without link, which no start keeps: nobody was told of it.
-        let given = self.give_as(key, pod, families, Use::Subnet, now)?;
+        let given = self.give_as(key, pod, pools, Use::Subnet, now)?;
         let lease = Some(Lease { network: network.to_owned(), boot: boot() });
         let to = Attachment { lease, ..given };
         if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
@@ -119,9 +120,14 @@ mod tests {
         AttachmentKey { container: container.into(), ifname: "eth0".into() }
     }
 
+    /// IPv4 addresses of the pool `four`.
+    fn four() -> PoolsByFamily {
+        [(false, ["four".parse().unwrap()].into())].into()
+    }
+
     fn ledger(path: &std::path::Path) -> Ledger {
         let mut ledger = Ledger::open(path, &BTreeMap::new());
-        ledger.set_blocks([("10.1.0.0/26".parse().unwrap(), "four".to_owned())].into(), Vec::new());
+        ledger.set_blocks([("10.1.0.0/26".parse().unwrap(), "four".parse().unwrap())].into(), Vec::new());
         ledger
     }
 
@@ -129,7 +135,7 @@ mod tests {
     fn a_lease_outlives_the_agent_and_not_the_boot() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
-        let four = BTreeSet::from([false]);
+        let four = four();
         let given = ledger(&path).lease(&key("a"), ("", ""), &four, "n", Instant::now()).unwrap();
         assert_eq!(given, [("10.1.0.1".parse().unwrap(), "10.1.0.0/26".parse().unwrap())]);
         let mut next = ledger(&path);
@@ -153,7 +159,7 @@ mod tests {
     fn a_pod_of_ours_that_asks_after_a_lease_was_given_gets_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = ledger(&directory.path().join("journal"));
-        let (four, now) = (BTreeSet::from([false]), Instant::now());
+        let (four, now) = (four(), Instant::now());
         ledger.lease(&key("a"), ("", ""), &four, "n", now).unwrap();
         for container in ["a", "b"] {
             let mixed = ledger.give(&key(container), ("", ""), &four, now);
@@ -165,8 +171,8 @@ mod tests {
     fn no_lease_is_the_broadcast_address_of_its_block() {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = ledger(&directory.path().join("journal"));
-        ledger.set_blocks([("10.1.0.0/30".parse().unwrap(), "four".to_owned())].into(), Vec::new());
-        let (four, now) = (BTreeSet::from([false]), Instant::now());
+        ledger.set_blocks([("10.1.0.0/30".parse().unwrap(), "four".parse().unwrap())].into(), Vec::new());
+        let (four, now) = (four(), Instant::now());
         let mut lease = |container: &str| ledger.lease(&key(container), ("", ""), &four, "n", now);
         let given = ["a", "b"].map(|container| lease(container).unwrap()[0].0.to_string());
         assert_eq!(given, ["10.1.0.1", "10.1.0.2"]);
@@ -184,9 +190,9 @@ mod tests {
             ledger.take(&key("b"), ("", ""), addresses[1..].to_vec()),
             Err(LedgerError::Taken(_))
         ));
-        let mixed = ledger.lease(&key("c"), ("", ""), &[false].into(), "n", Instant::now());
+        let mixed = ledger.lease(&key("c"), ("", ""), &four(), "n", Instant::now());
         assert!(matches!(mixed, Err(LedgerError::Mixed(_))), "{mixed:?}");
-        let given = ledger.give(&key("c"), ("", ""), &[false].into(), Instant::now()).unwrap();
+        let given = ledger.give(&key("c"), ("", ""), &four(), Instant::now()).unwrap();
         assert_eq!(
             given.addresses[0].to_string(),
             "10.1.0.2",

@@ -5,15 +5,19 @@ fn key(container: &str) -> AttachmentKey {
     AttachmentKey { container: container.to_owned(), ifname: "eth0".to_owned() }
 }
 
-fn both() -> BTreeSet<bool> {
-    [false, true].into()
+/// An address of each family.
+fn both() -> PoolsByFamily {
+    [(false, "four"), (true, "six")].map(|(v6, pool)| (v6, [pool.parse().unwrap()].into())).into()
 }
 
 /// A ledger with one block of each family; `links` as the kernel has them.
 fn ledger(path: &Path, links: &BTreeMap<LinkName, String>) -> Ledger {
     let mut ledger = Ledger::open(path, links);
     let blocks = [("10.1.0.0/29", "four"), ("fd00:1::/125", "six")];
-    ledger.set_blocks(blocks.map(|(cidr, pool)| (cidr.parse().unwrap(), pool.to_owned())).into(), Vec::new());
+    ledger.set_blocks(
+        blocks.map(|(cidr, pool)| (cidr.parse().unwrap(), pool.parse().unwrap())).into(),
+        Vec::new(),
+    );
     ledger
 }
 
@@ -106,7 +110,7 @@ fn a_name_that_does_not_fit_the_kernels_alias_costs_no_address() {
 fn nothing_is_kept_of_an_add_that_got_only_one_of_two_families() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
-    ledger.set_blocks([("10.1.0.0/29".parse().unwrap(), "four".to_owned())].into(), Vec::new());
+    ledger.set_blocks([("10.1.0.0/29".parse().unwrap(), "four".parse().unwrap())].into(), Vec::new());
     let error = ledger.give(&key("a"), ("", ""), &both(), Instant::now()).unwrap_err();
     assert!(matches!(error, LedgerError::Shortage(Shortage::NoBlock { family: "IPv6", .. })), "{error}");
     assert_eq!(ledger.usage().values().sum::<usize>(), 0);
