@@ -7,7 +7,7 @@ mod nodes;
 use anyhow::{Result, bail};
 use futures::{StreamExt, stream};
 use ipnet::IpNet;
-use isthmus_api::v1alpha1::{Allocation, IPBlock, IPPool};
+use isthmus_api::v1alpha1::{Allocation, IPBlock, IPBlockSpec, IPPool};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::args::Output;
 use crate::{failure, status, table, yaml};
-use check::{Attachment, Facts, Finding, PodSeen, check, confirmed};
+use check::{Attachment, BlockSeen, Facts, Finding, PodSeen, check, confirmed};
 
 /// Nodes that are asked at a time.
 const NODES_AT_A_TIME: usize = 16;
@@ -111,10 +111,14 @@ async fn facts(client: Client) -> Result<Facts> {
         pools: pools.iter().filter(gives_out).filter_map(|pool| net(&pool.spec.cidr)).collect(),
         blocks: blocks
             .into_iter()
-            .filter_map(|block| Some((net(&block.spec.cidr)?, block.spec.node)))
+            .filter_map(|block| Some((net(&block.spec.cidr)?, seen(block.spec))))
             .collect(),
         pods: pods(client).await?,
     })
+}
+
+fn seen(block: IPBlockSpec) -> BlockSeen {
+    BlockSeen { node: block.node, pod: block.pod.map(|pod| (pod.namespace, pod.name)) }
 }
 
 /// Addresses of other pools are given out by another plugin, and are in no journal of ours.

@@ -386,10 +386,19 @@ impl Engine {
 
     fn set_blocks(&self) {
         let serving = |pool| self.intent.pools.get(pool).is_some_and(|pool| pool.serves_this_node);
-        let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool));
+        let own = self.intent.own_blocks().filter(|(_, block)| serving(&block.pool) && block.pod.is_none());
         let blocks: BTreeMap<_, _> = own.map(|(cidr, block)| (*cidr, block.pool.clone())).collect();
         let reserved = self.intent.pools.values().flat_map(|pool| pool.reserved.iter().copied()).collect();
-        self.wiring.node.ledger().set_blocks(blocks, reserved);
+        let single = self.intent.own_blocks().filter(|(_, block)| block.pod.is_some());
+        let mut single: BTreeMap<_, _> = single.map(|(cidr, _)| (cidr.addr(), None)).collect();
+        if !self.from_memory {
+            // Since the node remembered it, it may have told that the pod is gone.
+            let now = self.intent.own_addresses_of_pods();
+            single.extend(now.map(|(address, pod)| (address, Some(pod.clone()))));
+        }
+        let mut ledger = self.wiring.node.ledger();
+        ledger.set_blocks(blocks, reserved);
+        ledger.set_own(single);
     }
 
     /// Says how the node is. A new agent first listens: a report without key, addresses and tunnels would be taken

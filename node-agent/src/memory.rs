@@ -101,7 +101,7 @@ fn read(path: &Path, node: &NodeName) -> Result<NodeIntent, Forgotten> {
 
 #[cfg(test)]
 mod tests {
-    use isthmus_compiler::{AskingPod, Block, Egress, Encapsulation, Node, Peer, Pool, RemoteGateway};
+    use isthmus_compiler::{AskingPod, Block, Egress, Encapsulation, Node, Peer, PodId, Pool, RemoteGateway};
 
     use super::*;
 
@@ -141,9 +141,11 @@ mod tests {
             disabled: false,
             namespaces: None,
             reserved: Vec::new(),
+            on_request: Vec::new(),
             external: false,
         };
-        let block = Block { pool: "four".parse().unwrap(), node: name() };
+        let pod = Some(PodId { namespace: "shop".into(), name: "web".into(), uid: "u".into() });
+        let block = Block { pool: "four".parse().unwrap(), node: name(), pod };
         let asking = AskingPod { uid: "u".into(), asks: Err("no pool".into()) };
         NodeIntent {
             node: Some(name()),

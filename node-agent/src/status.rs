@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_api::condition::{self, Wanted};
-use isthmus_api::v1alpha1::{BlockUsage, NodeNetwork, NodeNetworkStatus, TunnelStatus};
+use isthmus_api::v1alpha1::{AddressRequest, BlockUsage, NodeNetwork, NodeNetworkStatus, TunnelStatus};
 use isthmus_compiler::{
-    Encapsulation, NodeFacts, NodeIntent, OwnTunnel, own_tunnels, tunnel_probe, vxlan_mac,
+    Encapsulation, NodeFacts, NodeIntent, OwnTunnel, Request, own_tunnels, tunnel_probe, vxlan_mac,
 };
 use isthmus_intake::node::Problem;
 use isthmus_model::dataplane::KeySlot;
 use isthmus_model::ids::{LinkName, NodeName};
-use isthmus_model::ownership::{WIREGUARD_PORT, mesh_address};
+use isthmus_model::ownership::WIREGUARD_PORT;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -31,6 +31,10 @@ const VXLAN_OVERHEAD: u32 = 70;
 const URGENT_AFTER: Duration = Duration::from_millis(100);
 const USAGE_AFTER: Duration = Duration::from_secs(1);
 const MEASURES_AFTER: Duration = Duration::from_secs(30);
+/// A node has fewer pods.
+const REQUESTS_MAX: usize = 1024;
+/// No pod's addresses are kept from more.
+const POOLS_MAX: usize = 32;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// A status without times.
@@ -80,14 +84,28 @@ pub fn report(
         key_slot: slot_number(facts.dataplane.key_slot),
         key_generation: facts.dataplane.public_key.is_some().then_some(facts.dataplane.key_generation as i64),
         endpoints: intent.own_addresses().iter().map(endpoint).collect(),
-        mesh_addresses: intent.own_blocks().map(|(cidr, _)| mesh_address(cidr).to_string()).collect(),
+        mesh_addresses: intent.own_mesh_addresses().map(|address| address.to_string()).collect(),
         vxlan_mac: intent.node.as_ref().map(mac),
         offload: facts.dataplane.offload.iter().cloned().collect(),
         blocks: blocks.collect(),
+        requests: requests(intent),
         tunnels: tunnels(intent, facts),
         ..NodeNetworkStatus::default()
     };
     Report { status, ready: ready(readiness, failures), accepted: accepted(problems) }
+}
+
+/// What the operator gives blocks of one address for.
+fn requests(intent: &NodeIntent) -> Vec<AddressRequest> {
+    let request = |Request { pod, addresses, keep_with, keep_from }| AddressRequest {
+        namespace: pod.namespace,
+        name: pod.name,
+        uid: pod.uid,
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        stateful_set: keep_with,
+        keep_from: keep_from.iter().take(POOLS_MAX).map(ToString::to_string).collect(),
+    };
+    intent.requests().take(REQUESTS_MAX).map(request).collect()
 }
 
 fn ready(readiness: Result<(), String>, failures: &BTreeMap<String, String>) -> Wanted {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use isthmus_api::about::{CLUSTER_ID, ClusterProperty};
 use isthmus_api::mcs::{ServiceExport, ServiceImport};
 use isthmus_api::v1alpha1::{ClusterPeering, EgressPolicy, IPBlock, IPPool, NodeNetwork, PeeringInvitation};
-use isthmus_intake::cluster::{self, NamespacePart, NodePart, ServicePart};
+use isthmus_intake::cluster::{self, NamespacePart, NodePart, ServicePart, StatefulSetPart};
 use isthmus_mesh::grant::ServiceName;
 use isthmus_planner::{ClusterFacts, Corefile, Kind, LocalSlice, ObjectKey, Snapshot};
 use jiff::Timestamp;
@@ -60,6 +60,8 @@ kinds! {
     nodes: NodePart = |client, _| Api::all(client), Config::default(), true;
     /// Namespaces.
     namespaces: NamespacePart = |client, _| Api::all(client), Config::default(), true;
+    /// StatefulSets: their pods' addresses may be kept with them.
+    stateful_sets: StatefulSetPart = |client, _| Api::all(client), Config::default(), true;
     /// IPPools.
     pools: IPPool = |client, _| Api::all(client), Config::default(), true;
     /// IPBlocks.
@@ -123,6 +125,8 @@ impl Moment {
             peers: beside.peers,
             invitations: taken(&self.invitations, cluster::invitation),
             issued: self.secrets.values().filter_map(|secret| cluster::issued(secret)).collect(),
+            stateful_sets: self.stateful_sets.values().filter_map(|one| one.uid()).collect(),
+            namespace_labels: taken(&self.namespaces, |one| one.metadata.labels.clone().unwrap_or_default()),
             namespaces: self
                 .namespaces
                 .values()

@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use duo::{Cluster, Duo};
 use isthmus_api::mcs::{ServiceExport, ServiceExportSpec, ServiceImport};
-use isthmus_api::v1alpha1::{ClusterPeering, IPBlock, NodeNetwork};
+use isthmus_api::v1alpha1::{ClusterPeering, IPBlock, IPPool, IPPoolSpec, NodeNetwork};
 use isthmus_mesh::wire::RefusedReason;
 use isthmus_mesh_link::LinkError;
 use isthmus_testkit::within_async;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What the issue allows from one cluster to the other.
 const SOON: Duration = Duration::from_secs(2);
@@ -26,12 +27,74 @@ const SOON: Duration = Duration::from_secs(2);
 async fn two_operators_do_what_their_clusters_objects_say() {
     let duo = Duo::start().await;
     a_node_gets_its_blocks_and_they_go_with_it(&duo.east).await;
+    an_address_that_is_kept_follows_its_pod_and_goes_with_the_stateful_set(&duo.east).await;
     a_token_that_was_redeemed_is_refused_to_whoever_shows_it_again(&duo).await;
     an_export_is_imported_soon(&duo).await;
     an_endpoint_that_becomes_unready_is_so_in_the_other_cluster_soon(&duo).await;
     an_import_survives_a_restart_while_the_peer_is_away(&duo).await;
     unexporting_removes_everything_soon(&duo).await;
     the_end_of_a_peering_is_told_to_the_other_side(&duo).await;
+}
+
+async fn an_address_that_is_kept_follows_its_pod_and_goes_with_the_stateful_set(east: &Cluster) {
+    east.create_namespace("db").await;
+    let nodes: Api<Node> = Api::all(east.admin.clone());
+    for name in ["one", "two"] {
+        let mut node = Node::default();
+        node.metadata.name = Some(name.to_owned());
+        nodes.create(&PostParams::default(), &node).await.expect("a node");
+    }
+    let range = "10.9.0.0/24".to_owned();
+    let spec = IPPoolSpec { cidr: range.clone(), on_request: vec![range], ..IPPoolSpec::default() };
+    let pools: Api<IPPool> = Api::all(east.admin.clone());
+    pools.create(&PostParams::default(), &IPPool::new("fixed", spec)).await.expect("a pool");
+    let set = east.create_stateful_set("db", "pg").await;
+    let asks = |uid: &str| json!([{ "namespace": "db", "name": "pg-0", "uid": uid, "statefulSet": set, "keepFrom": ["fixed"] }]);
+    let unused = json!([{ "cidr": "10.9.0.0/32", "allocated": 0 }]);
+
+    tell(east, "one", asks("1"), json!([])).await;
+    block_is(east, Some(("one", "1"))).await;
+    tell(east, "two", asks("2"), json!([])).await;
+    tell(east, "one", json!([]), json!([{ "cidr": "10.9.0.0/32", "allocated": 1 }])).await;
+    block_is(east, Some(("one", "1"))).await;
+    tell(east, "one", json!([]), unused.clone()).await;
+    block_is(east, Some(("two", "2"))).await;
+    tell(east, "two", json!([]), unused).await;
+    block_is(east, Some(("two", "2"))).await;
+
+    let sets: Api<StatefulSet> = Api::namespaced(east.admin.clone(), "db");
+    sets.delete("pg", &DeleteParams::default()).await.expect("the StatefulSet goes");
+    block_is(east, None).await;
+    for name in ["one", "two"] {
+        nodes.delete(name, &DeleteParams::default()).await.expect("the node goes");
+    }
+    pools.delete("fixed", &DeleteParams::default()).await.expect("the pool goes");
+}
+
+/// What the agent of a node tells of pods that ask and of its blocks.
+async fn tell(cluster: &Cluster, node: &str, requests: Value, blocks: Value) {
+    let networks: Api<NodeNetwork> = Api::all(cluster.admin.clone());
+    within_async(SOON * 5, async || networks.get(node).await.map(drop)).await;
+    let object = json!({
+        "apiVersion": "isthmus.dev/v1alpha1",
+        "kind": "NodeNetwork",
+        "metadata": { "name": node },
+        "status": { "requests": requests, "blocks": blocks },
+    });
+    let params = PatchParams::apply("test").force();
+    networks.patch_status(node, &params, &Patch::Apply(&object)).await.expect("a status");
+}
+
+/// The block of 10.9.0.0 is at this node, for the pod with this UID; or there is none.
+async fn block_is(cluster: &Cluster, wanted: Option<(&str, &str)>) {
+    let blocks: Api<IPBlock> = Api::all(cluster.admin.clone());
+    within_async(SOON * 10, async || {
+        let block = blocks.get_opt("fixed-10-9-0-0-32").await.map_err(|error| error.to_string())?;
+        let seen = block.and_then(|block| Some((block.spec.node, block.spec.pod?.uid)));
+        let same = seen.as_ref().map(|(node, uid)| (node.as_str(), uid.as_str())) == wanted;
+        if same { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await;
 }
 
 async fn a_node_gets_its_blocks_and_they_go_with_it(east: &Cluster) {

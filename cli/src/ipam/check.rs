@@ -16,10 +16,18 @@ pub(crate) struct Facts {
     pub(crate) pods: Vec<PodSeen>,
     /// Addresses of the pools that Isthmus gives out.
     pub(crate) pools: Vec<IpNet>,
-    /// Blocks, and the nodes that hold them.
-    pub(crate) blocks: BTreeMap<IpNet, String>,
+    /// Blocks, and who holds them.
+    pub(crate) blocks: BTreeMap<IpNet, BlockSeen>,
     /// Nodes, and what they hold or why that is not known.
     pub(crate) nodes: BTreeMap<String, Result<NodeAddresses, String>>,
+}
+
+/// A block as the API has it.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockSeen {
+    pub(crate) node: String,
+    /// Namespace and name of the pod whose alone it is.
+    pub(crate) pod: Option<(String, String)>,
 }
 
 /// A pod as the API has it.
@@ -44,6 +52,8 @@ pub(crate) enum Kind {
     NotInJournal,
     /// Held, and in no block of the node.
     OutsideBlocks,
+    /// Held, and another pod's own.
+    OthersOwn,
     /// A route leads to a pod's link that nobody holds.
     RouteWithoutOwner,
     /// The node was not asked, or did not answer.
@@ -99,7 +109,7 @@ fn of_node(facts: &Facts, node: &str, addresses: &NodeAddresses, found: &mut BTr
     for held in &addresses.held {
         found.extend(lost(facts, node, held, addresses.links.contains(&held.link)));
         let own: Vec<&IpNet> =
-            facts.blocks.iter().filter(|(_, of)| *of == node).map(|(cidr, _)| cidr).collect();
+            facts.blocks.iter().filter(|(_, block)| block.node == node).map(|(cidr, _)| cidr).collect();
         let outside: Vec<IpAddr> = held
             .addresses
             .iter()
@@ -111,6 +121,7 @@ fn of_node(facts: &Facts, node: &str, addresses: &NodeAddresses, found: &mut BTr
             found.insert(finding(Kind::OutsideBlocks, node, &pod_of(held), &outside, message));
         }
     }
+    others_own(facts, node, addresses, found);
     let owned = |link: &LinkName| addresses.held.iter().any(|held| held.link == *link);
     for (destination, links) in &addresses.routes {
         for link in links.iter().filter(|link| !owned(link)) {
@@ -118,6 +129,22 @@ fn of_node(facts: &Facts, node: &str, addresses: &NodeAddresses, found: &mut BTr
                 "a route leads to the link {link}, which no pod of the journal has; see the agent's log"
             );
             found.insert(finding(Kind::RouteWithoutOwner, node, "", &[destination.addr()], &message));
+        }
+    }
+}
+
+/// Addresses that one pod asked for, and that another holds.
+fn others_own(facts: &Facts, node: &str, addresses: &NodeAddresses, found: &mut BTreeSet<Finding>) {
+    for held in addresses.held.iter().filter(|held| !held.pod.is_empty()) {
+        for address in &held.addresses {
+            let Some(block) = facts.blocks.get(&IpNet::from(*address)) else { continue };
+            let Some((namespace, name)) = &block.pod else { continue };
+            if (namespace, name) != (&held.namespace, &held.pod) {
+                let message = format!(
+                    "its IPBlock says that it is the pod {namespace}/{name}'s; replace the pod that holds it"
+                );
+                found.insert(finding(Kind::OthersOwn, node, &pod_of(held), &[*address], &message));
+            }
         }
     }
 }
@@ -242,7 +269,7 @@ mod tests {
             pods: vec![pod("web", "n1", "10.1.0.1"), pod("db", "n2", "10.1.0.65")],
             pools: vec!["10.1.0.0/16".parse().unwrap()],
             blocks: [("10.1.0.0/26", "n1"), ("10.1.0.64/26", "n2")]
-                .map(|(cidr, node)| (cidr.parse().unwrap(), node.to_owned()))
+                .map(|(cidr, node)| (cidr.parse().unwrap(), BlockSeen { node: node.to_owned(), pod: None }))
                 .into(),
             nodes: [
                 ("n1".to_owned(), node(&[held("a", "web", "10.1.0.1")])),
@@ -337,6 +364,19 @@ mod tests {
         let mut facts = cluster();
         facts.blocks.remove(&"10.1.0.0/26".parse().unwrap());
         assert_eq!(kinds(&facts), one(Kind::OutsideBlocks, "n1", "shop/web"));
+    }
+
+    #[test]
+    fn an_address_of_a_pods_own_lies_in_its_block_and_is_found_where_another_pod_holds_it() {
+        let mut facts = cluster();
+        let own = |name: &str| BlockSeen { node: "n1".into(), pod: Some(("shop".into(), name.into())) };
+        facts.nodes.insert("n1".to_owned(), node(&[held("a", "web", "10.1.9.7")]));
+        facts.pods[0] = pod("web", "n1", "10.1.9.7");
+        facts.blocks.insert("10.1.9.7/32".parse().unwrap(), own("web"));
+        assert_eq!(check(&facts), []);
+        facts.blocks.insert("10.1.9.7/32".parse().unwrap(), own("db"));
+        assert_eq!(kinds(&facts), one(Kind::OthersOwn, "n1", "shop/web"));
+        assert!(check(&facts)[0].message.contains("the pod shop/db's"));
     }
 
     #[test]

@@ -66,9 +66,12 @@ pub struct Pool {
     /// Namespaces that it is for; none: those that no other pool is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<BTreeSet<String>>,
-    /// Ranges of it that no pod receives.
+    /// Ranges of it that no pod receives unasked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserved: Vec<IpNet>,
+    /// Those of them whose addresses pods may ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_request: Vec<IpNet>,
     /// Another CNI plugin gives its addresses out, and leads packets to them: no route of ours is for them.
     #[serde(default)]
     pub external: bool,
@@ -92,6 +95,20 @@ pub struct Block {
     pub pool: PoolName,
     /// The node that holds it.
     pub node: NodeName,
+    /// The pod whose alone its one address is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodId>,
+}
+
+/// One pod, and no namesake of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodId {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
 }
 
 /// Another cluster.
@@ -154,9 +171,16 @@ impl NodeIntent {
         self.blocks.iter().filter(|(_, block)| self.is_self(&block.node))
     }
 
+    /// This node's own addresses, one of each block, lowest first.
+    pub fn own_mesh_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.own_blocks().filter_map(|(cidr, block)| block.mesh_address(cidr))
+    }
+
     /// A node's address inside tunnels, one of each family at most: that of its lowest block.
     pub fn mesh_address_of(&self, node: &NodeName, v6: bool) -> Option<IpAddr> {
-        self.blocks_of(node).map(|(cidr, _)| cidr).find(|cidr| is_v6(cidr) == v6).map(mesh_address)
+        self.blocks_of(node)
+            .filter_map(|(cidr, block)| block.mesh_address(cidr))
+            .find(|address| address.is_ipv6() == v6)
     }
 
     /// This node's address inside tunnels.
@@ -177,6 +201,13 @@ impl NodeIntent {
     /// This node's internal addresses.
     pub fn own_addresses(&self) -> &[IpAddr] {
         self.node.as_ref().and_then(|node| self.nodes.get(node)).map_or(&[], |node| &node.addresses)
+    }
+}
+
+impl Block {
+    /// The address of the block that is the node's own; none of a block that is a pod's.
+    pub(crate) fn mesh_address(&self, cidr: &IpNet) -> Option<IpAddr> {
+        self.pod.is_none().then(|| mesh_address(cidr))
     }
 }
 

@@ -9,7 +9,7 @@ use isthmus_model::ids::LinkName;
 use isthmus_model::nft::{Chain, ChainKind, Hook, Match, Rule, Ruleset, Set, Statement};
 use isthmus_model::ownership::{
     EGRESS_MARK_FIRST, MARK_MASK, POD_LINK_PREFIX, TUNNEL_LINK_PREFIX, VXLAN_PORT, WIREGUARD_PORT,
-    WIREGUARD_PORTS, mesh_address,
+    WIREGUARD_PORTS,
 };
 
 use crate::egress;
@@ -58,7 +58,7 @@ pub(crate) fn ruleset(intent: &NodeIntent, facts: &NodeFacts) -> Ruleset {
     prefixes(&mut ruleset, OWN_BLOCKS, own().chain(apart));
     prefixes(&mut ruleset, NAT_SOURCES, nat.map(|(cidr, _)| *cidr));
     let addresses = intent.nodes.values().flat_map(|node| node.addresses.iter().copied());
-    let mesh = intent.blocks.keys().map(mesh_address);
+    let mesh = intent.blocks.iter().filter_map(|(cidr, block)| block.mesh_address(cidr));
     prefixes(&mut ruleset, NODES, addresses.chain(mesh).map(IpNet::from));
     egress_sets(intent, facts, &mut ruleset);
     if intent.is_chained() {

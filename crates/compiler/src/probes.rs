@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use isthmus_model::dataplane::Probe;
 use isthmus_model::ids::NodeName;
 use isthmus_model::kernel::Desired;
-use isthmus_model::ownership::{PROBE_PORT, mesh_address};
+use isthmus_model::ownership::PROBE_PORT;
 
 use crate::facts::NodeFacts;
 use crate::intent::NodeIntent;
@@ -18,7 +18,7 @@ const INTERVAL_MS: u32 = 250;
 const DOWN_AFTER: u8 = 3;
 
 pub(crate) fn add(intent: &NodeIntent, facts: &NodeFacts, desired: &mut Desired) {
-    let own_mesh = intent.own_blocks().map(|(cidr, _)| mesh_address(cidr));
+    let own_mesh = intent.own_mesh_addresses();
     desired.dataplane.respond_on = intent.own_addresses().iter().copied().chain(own_mesh).collect();
     tunnels(intent, facts, desired);
     for node in gateways_relied_on(intent) {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use isthmus_model::ids::{LinkName, NodeName, PeerName};
 use isthmus_model::kernel::{Desired, NextHop, Route, RouteKey, RouteKind, Rule};
-use isthmus_model::ownership::{COPY_TABLE, mesh_address};
+use isthmus_model::ownership::COPY_TABLE;
 
 use crate::facts::NodeFacts;
 use crate::intent::{Encapsulation, NodeIntent, Peer, Pool, is_v6};
@@ -66,7 +66,7 @@ fn pods(facts: &NodeFacts, desired: &mut Desired) {
 fn own_blocks(intent: &NodeIntent, desired: &mut Desired) {
     for (cidr, block) in intent.own_blocks() {
         let lo: LinkName = "lo".parse().expect("two letters");
-        desired.addresses.insert((lo, mesh_address(cidr).into()));
+        desired.addresses.extend(block.mesh_address(cidr).map(|address| (lo, address.into())));
         if intent.is_external(block) {
             continue;
         }

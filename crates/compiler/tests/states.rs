@@ -38,7 +38,8 @@ fn cluster(this: &str) -> NodeIntent {
         let blocks =
             [format!("10.1.0.{}/26", (number - 1) * 64), format!("fd00:1::{}/122", (number - 1) * 40)];
         for (block, pool) in blocks.iter().zip(["four", "six"]) {
-            let block_of = Block { pool: pool.parse().unwrap(), node: format!("n{number}").parse().unwrap() };
+            let block_of =
+                Block { pool: pool.parse().unwrap(), node: format!("n{number}").parse().unwrap(), pod: None };
             intent.blocks.insert(net(block), block_of);
         }
         intent.nodes.insert(name, Node { addresses, vxlan_mac, ..Node::default() });
@@ -52,6 +53,7 @@ fn cluster(this: &str) -> NodeIntent {
             disabled: false,
             namespaces: None,
             reserved: Vec::new(),
+            on_request: Vec::new(),
             external: false,
         };
         intent.pools.insert(name.parse().unwrap(), pool);

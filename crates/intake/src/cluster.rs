@@ -7,10 +7,10 @@ mod parts;
 mod peerings;
 mod services;
 
-pub(crate) use addresses::reserved;
+pub(crate) use addresses::set_aside;
 pub use addresses::{block, egress, pool, service_cidrs};
 pub use nodes::{is_importable_namespace, node, node_network};
-pub use parts::{NamespacePart, NodePart, ServicePart};
+pub use parts::{NamespacePart, NodePart, ServicePart, StatefulSetPart};
 pub use peerings::{invitation, issued, peering, token};
 pub use services::{derived, export, import, mirrored, service, service_of, slice};
 
@@ -26,6 +26,7 @@ fn seen<T, S: Clone + Default>(
 ) -> Seen<T, S> {
     Seen {
         uid: meta.uid.clone().unwrap_or_default(),
+        version: meta.resource_version.clone(),
         generation: meta.generation,
         created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         deleting: meta.deletion_timestamp.is_some(),

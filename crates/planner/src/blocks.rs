@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which node holds which block of which pool.
 //!
+//! Blocks of one address that are one pod's alone come first ([`own`]): none overlaps another.
+//!
 //! Every node that may use a pool gets one block at once, and a further one while it has few free addresses:
 //! a pod's ADD then never waits for the API server.
+
+mod own;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,6 +21,8 @@ use crate::plan::{Kind, ObjectKey, Plan};
 use crate::pools::{Usable, overlap};
 use crate::snapshot::{Block, Pool, Snapshot};
 
+use own::Requests;
+
 /// A node that has fewer free addresses than this in a pool gets a further block of it.
 const FEW_FREE: u128 = 16;
 /// No node holds more blocks of one pool: a runaway node must not drain it.
@@ -29,6 +35,8 @@ pub(crate) struct Blocks {
     pub(crate) held: BTreeMap<String, Block>,
     /// Objects that shall go.
     released: BTreeSet<String>,
+    /// Blocks that are kept for a pod of a name, and that nobody has or asks for where they are.
+    idle: BTreeSet<String>,
     /// Addresses in use by block, as the nodes report.
     pub(crate) allocated: BTreeMap<IpNet, i64>,
     /// Nodes that a pool had no block for, by pool.
@@ -44,13 +52,19 @@ pub(crate) fn block_name(pool: &str, cidr: &IpNet) -> String {
 
 pub(crate) fn assign(snapshot: &Snapshot, usable: &Usable<'_>) -> Blocks {
     let mut blocks = Blocks { allocated: reported(snapshot), ..Blocks::default() };
-    keep_or_release(snapshot, usable, &mut blocks);
+    let requests = own::requests(snapshot);
+    keep_or_release(snapshot, usable, &requests, &mut blocks);
+    own::claim(snapshot, usable, &requests, &mut blocks);
     for (name, pool) in usable.iter().filter_map(|(name, verdict)| Some((*name, verdict.as_ref().ok()?))) {
         if pool.disabled {
             continue;
         }
         if pool.allocation != Allocation::Isthmus {
             take_over(name, pool, snapshot, &mut blocks);
+            continue;
+        }
+        if pool.set_aside.contains(&pool.cidr) {
+            // It gives nothing out unasked.
             continue;
         }
         let mut free = Free::new(pool, blocks.held.values().map(|block| block.cidr));
@@ -65,18 +79,42 @@ pub(crate) fn assign(snapshot: &Snapshot, usable: &Usable<'_>) -> Blocks {
     blocks
 }
 
-/// Addresses in use as the nodes report them.
+/// Addresses in use as the node reports them that holds the block. What another one says of it is of before.
 fn reported(snapshot: &Snapshot) -> BTreeMap<IpNet, i64> {
-    let usages = snapshot.node_networks.values().flat_map(|seen| &seen.status.blocks);
-    usages.filter_map(|usage| Some((usage.cidr.parse().ok()?, usage.allocated))).collect()
+    let held = snapshot.blocks.values().filter_map(|seen| seen.value.as_ref().ok());
+    let holders: BTreeMap<IpNet, &str> = held.map(|block| (block.cidr, block.node.as_str())).collect();
+    let mut allocated = BTreeMap::new();
+    for (node, seen) in &snapshot.node_networks {
+        for usage in &seen.status.blocks {
+            let Ok(cidr) = usage.cidr.parse() else { continue };
+            if holders.get(&cidr) == Some(&node.as_str()) {
+                allocated.insert(cidr, usage.allocated);
+            }
+        }
+    }
+    allocated
 }
 
 /// A block goes when its node is gone, or when nobody wants it there any more and its node reports it empty. One that was a
 /// node's pod CIDR goes when it is that no longer: who gives the addresses out then gives them to another node.
-fn keep_or_release(snapshot: &Snapshot, usable: &Usable<'_>, blocks: &mut Blocks) {
+fn keep_or_release(snapshot: &Snapshot, usable: &Usable<'_>, requests: &Requests<'_>, blocks: &mut Blocks) {
     for (name, seen) in &snapshot.blocks {
         let Ok(block) = &seen.value else { continue };
         let node = snapshot.nodes.get(&block.node);
+        if let Some(pod) = &block.pod {
+            let empty = blocks.allocated.get(&block.cidr).is_some_and(|used| *used == 0);
+            let over = node.is_none() || (empty && !requests.ask(&block.node, pod, block.cidr.addr()));
+            let kept = pod.stateful_set.as_ref().is_some_and(|set| snapshot.stateful_sets.contains(set));
+            if over && !kept {
+                blocks.released.insert(name.clone());
+                continue;
+            }
+            if over {
+                blocks.idle.insert(name.clone());
+            }
+            blocks.held.insert(name.clone(), block.clone());
+            continue;
+        }
         let wanted = matches!(usable.get(block.pool.as_str()), Some(Ok(pool))
             if node.is_some_and(|node| pool.nodes.matches(&node.labels)));
         let pool = snapshot.pools.get(&block.pool).and_then(|pool| pool.value.as_ref().ok());
@@ -101,7 +139,7 @@ fn take_over(name: &str, pool: &Pool, snapshot: &Snapshot, blocks: &mut Blocks) 
         for cidr in seen.pod_cidrs.iter().filter(|cidr| pool.cidr.contains(*cidr)) {
             let free = !blocks.held.values().any(|block| overlap(&block.cidr, cidr));
             if free {
-                let block = Block { pool: name.to_owned(), cidr: *cidr, node: node.clone() };
+                let block = Block { pool: name.to_owned(), cidr: *cidr, node: node.clone(), pod: None };
                 blocks.held.insert(block_name(name, cidr), block);
             }
         }
@@ -110,7 +148,10 @@ fn take_over(name: &str, pool: &Pool, snapshot: &Snapshot, blocks: &mut Blocks) 
 
 fn give(name: &str, pool: &Pool, node: &str, only_first: bool, free: &mut Free, blocks: &mut Blocks) {
     loop {
-        let mine = blocks.held.values().filter(|block| block.pool == name && block.node == node);
+        let mine = blocks
+            .held
+            .values()
+            .filter(|block| block.pool == name && block.node == node && block.pod.is_none());
         let (count, spare) = mine.fold((0, 0), |(count, spare), block| {
             let used = blocks.allocated.get(&block.cidr).copied().unwrap_or(0);
             (
@@ -126,18 +167,18 @@ fn give(name: &str, pool: &Pool, node: &str, only_first: bool, free: &mut Free, 
             blocks.wanting.entry(name.to_owned()).or_default().insert(node.to_owned());
             return;
         };
-        let block = Block { pool: name.to_owned(), cidr, node: node.to_owned() };
+        let block = Block { pool: name.to_owned(), cidr, node: node.to_owned(), pod: None };
         blocks.held.insert(block_name(name, &cidr), block);
     }
 }
 
-/// Addresses of a block that pods can have: all but the node's own and the reserved ones.
+/// Addresses of a block that pods can have: all but the node's own and those that are set aside.
 fn usable_addresses(block: &IpNet, pool: &Pool) -> u128 {
     let own = IpNet::from(block.network());
-    if pool.reserved.iter().any(|range| range.contains(block)) {
+    if pool.set_aside.iter().any(|range| range.contains(block)) {
         return 0;
     }
-    let inside = pool.reserved.iter().filter(|range| block.contains(*range));
+    let inside = pool.set_aside.iter().filter(|range| block.contains(*range));
     let (reserved, holds_own) = inside
         .fold((0, false), |(count, holds), range| (count + addresses(range), holds || range.contains(&own)));
     addresses(block).saturating_sub(reserved).saturating_sub(u128::from(!holds_own))
@@ -155,7 +196,7 @@ fn few_free(pool: &Pool) -> u128 {
     FEW_FREE.min((1u128.checked_shl(bits).unwrap_or(u128::MAX) / 4).max(1))
 }
 
-/// The free blocks of a pool, lowest first.
+/// The free blocks of a pool, lowest first; none of which all is set aside.
 struct Free {
     next: Option<u128>,
     last: u128,
@@ -167,7 +208,8 @@ struct Free {
 
 impl Free {
     fn new(pool: &Pool, taken: impl Iterator<Item = IpNet>) -> Self {
-        let mut taken: Vec<IpNet> = taken.filter(|cidr| overlap(cidr, &pool.cidr)).collect();
+        let aside = pool.set_aside.iter().filter(|range| range.prefix_len() <= pool.block_prefix).copied();
+        let mut taken: Vec<IpNet> = taken.filter(|cidr| overlap(cidr, &pool.cidr)).chain(aside).collect();
         taken.sort();
         let bits = u32::from(pool.cidr.max_prefix_len() - pool.block_prefix);
         Self {
@@ -213,8 +255,15 @@ impl Blocks {
                 pool: block.pool.clone(),
                 cidr: block.cidr.to_string(),
                 node: block.node.clone(),
+                pod: block.pod.clone(),
             };
-            plan.ensure(&IPBlock::new(name, spec));
+            let mut object = IPBlock::new(name, spec);
+            let before = snapshot.blocks.get(name);
+            if before.and_then(|seen| seen.value.as_ref().ok()).is_some_and(|before| before != block) {
+                // It moves, from where it was seen and from nowhere else.
+                object.metadata.resource_version = before.and_then(|seen| seen.version.clone());
+            }
+            plan.ensure(&object);
         }
         for name in &self.released {
             let Some(seen) = snapshot.blocks.get(name) else { continue };

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use isthmus_api::mcs::{ServiceExportStatus, ServiceImportSpec, ServiceImportStatus};
 use isthmus_api::v1alpha1::{
-    Allocation, ClusterPeeringStatus, EgressPolicyStatus, IPBlockStatus, IPPoolStatus, NodeNetworkStatus,
-    PeeringInvitationStatus,
+    Allocation, BlockPod, ClusterPeeringStatus, EgressPolicyStatus, IPBlockStatus, IPPoolStatus,
+    NodeNetworkStatus, PeeringInvitationStatus,
 };
 use isthmus_mesh::grant::ServiceName;
 use isthmus_mesh::invitation::TokenHash;
@@ -44,6 +44,10 @@ pub struct Snapshot {
     pub invitations: BTreeMap<String, Seen<Invitation, PeeringInvitationStatus>>,
     /// What is kept of invitations' tokens, by invitation.
     pub issued: BTreeMap<String, Issued>,
+    /// UIDs of all StatefulSets.
+    pub stateful_sets: BTreeSet<String>,
+    /// Labels of all namespaces.
+    pub namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
     /// Namespaces that services can be imported into (not those that are being deleted).
     pub namespaces: BTreeSet<String>,
     /// ServiceExports.
@@ -111,6 +115,8 @@ pub struct Problem {
 pub struct Seen<T, S> {
     /// `metadata.uid`.
     pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: Option<String>,
     /// `metadata.generation`.
     pub generation: Option<i64>,
     /// `metadata.creationTimestamp`.
@@ -154,8 +160,14 @@ pub struct Pool {
     pub block_prefix: u8,
     /// Nodes that may use it.
     pub nodes: Selector,
+    /// Namespaces that it is for; none: all that no other pool is for.
+    pub namespaces: Option<Selector>,
     /// Ranges of it that no pod receives, none within another.
     pub reserved: Vec<IpNet>,
+    /// Ranges of it whose addresses only pods receive that ask.
+    pub on_request: Vec<IpNet>,
+    /// Both: what no pod receives unasked, none within another.
+    pub set_aside: Vec<IpNet>,
     /// No new blocks are given out.
     pub disabled: bool,
     /// Who gives its addresses out.
@@ -171,6 +183,8 @@ pub struct Block {
     pub cidr: IpNet,
     /// The node that holds it.
     pub node: String,
+    /// The pod whose alone its one address is.
+    pub pod: Option<BlockPod>,
 }
 
 /// An egress policy.

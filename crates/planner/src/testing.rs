@@ -14,6 +14,7 @@ pub(crate) fn seen<T, S: Default>(value: T, age: i64) -> Seen<T, S> {
 pub(crate) fn seen_with<T, S>(value: Result<T, Problem>, status: S) -> Seen<T, S> {
     Seen {
         uid: "u".to_owned(),
+        version: Some("1".to_owned()),
         generation: Some(1),
         created: Timestamp::UNIX_EPOCH,
         deleting: false,

@@ -58,6 +58,7 @@ pub(super) fn given(container: &str, addresses: &[&str]) -> Record {
         pod: "web".to_owned(),
         link: pod_link(container, "eth0"),
         addresses: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
+        mac: None,
         lease: None,
     };
     Record::Given { key: key(container), to }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use isthmus_compiler::pod_link;
+use isthmus_compiler::{Share, pod_link};
 use isthmus_model::ids::{LinkName, PoolName};
 
 use super::folder;
@@ -57,7 +57,7 @@ fn gives_no_address_twice(ledger: &mut Ledger) {
     let block = |text: &str| (text.parse().expect("a network"), "pods".parse().expect("a name"));
     ledger.set_blocks([block("10.1.0.0/28"), block("fd00:1::/124")].into(), Vec::new());
     let pools: BTreeSet<PoolName> = ["pods".parse().expect("a name")].into();
-    let both = [(false, pools.clone()), (true, pools)].into();
+    let both = Share { pools: [(false, pools.clone()), (true, pools)].into(), ..Share::default() };
     for number in 0..20 {
         let key = AttachmentKey { container: format!("new{number}"), ifname: "eth9".to_owned() };
         let known = ledger.attachments().contains_key(&key);

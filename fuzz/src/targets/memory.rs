@@ -38,7 +38,8 @@ fn intent() -> NodeIntent {
             tunnel_mtus: [("west".parse().expect("a name"), 1380)].into(),
         };
         intent.nodes.insert(name.parse().expect("a name"), node);
-        let block = Block { pool: "pods".parse().expect("a name"), node: name.parse().expect("a name") };
+        let block =
+            Block { pool: "pods".parse().expect("a name"), node: name.parse().expect("a name"), pod: None };
         intent.blocks.insert(net(&format!("10.1.{number}.0/26")), block);
     }
     let pool = Pool {
@@ -49,6 +50,7 @@ fn intent() -> NodeIntent {
         disabled: false,
         namespaces: None,
         reserved: Vec::new(),
+        on_request: Vec::new(),
         external: false,
     };
     intent.pools.insert("pods".parse().expect("a name"), pool);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use isthmus_api::v1alpha1::{ClusterPeering, EgressPolicy, IPBlock, IPPool, NodeNetwork, PeeringInvitation};
-use isthmus_compiler::NodeIntent;
+use isthmus_compiler::{NodeIntent, PodName, Unserved};
 use isthmus_intake::cluster::{self, NodePart, ServicePart};
 use isthmus_intake::node::{NodeObjects, intake};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret};
@@ -28,6 +28,7 @@ pub(crate) fn run(bytes: &[u8]) {
     assert!(problems.iter().all(|problem| !problem.message.is_empty() && problem.object.contains('/')));
     peers_have_what_is_granted(&objects, &intent);
     nobody_has_anothers_addresses(&intent);
+    shares_are_the_pods(&objects, &intent);
     compiled::holds(&intent);
 }
 
@@ -127,6 +128,29 @@ fn nobody_has_anothers_addresses(intent: &NodeIntent) {
     }
 }
 
+/// Whoever asks for whatever gets addresses of its own only where they are its, and else is told something.
+fn shares_are_the_pods(objects: &NodeObjects, intent: &NodeIntent) {
+    for (namespace, name) in objects.pods.keys() {
+        let pod = PodName { namespace: namespace.clone(), name: name.clone(), uid: None };
+        match intent.share_of(Some(&pod)) {
+            Ok(share) => {
+                assert!(!share.pools.is_empty() || !share.own.is_empty());
+                for (address, id) in share.own {
+                    let block = &intent.blocks[&IpNet::from(address)];
+                    assert_eq!(block.pod.as_ref(), Some(&id));
+                    assert!(intent.is_self(&block.node) && id.namespace == *namespace && id.name == *name);
+                }
+            }
+            Err(Unserved::Unknown { what: text } | Unserved::Refused { why: text, .. }) => {
+                assert!(!text.is_empty());
+            }
+        }
+    }
+    for request in intent.requests() {
+        assert!(request.addresses.len() <= 2 && !request.pod.uid.is_empty());
+    }
+}
+
 const NODES: &str = r#"
 {"kind":"Node","metadata":{"name":"n1","labels":{"zone":"a"}},"status":{"addresses":[{"type":"InternalIP","address":"172.18.0.2"},{"type":"InternalIP","address":"fd18::2"}]}}
 {"kind":"Node","metadata":{"name":"n2"},"status":{"addresses":[{"type":"InternalIP","address":"172.19.0.2"}],"conditions":[{"type":"Ready","status":"True"}]}}
@@ -143,6 +167,17 @@ const EGRESS: &str = r#"
 {"kind":"Namespace","metadata":{"name":"shop","labels":{"team":"red"}}}
 {"kind":"Pod","metadata":{"name":"web","namespace":"shop","labels":{"app":"web"}}}
 {"kind":"EgressPolicy","metadata":{"name":"fixed"},"spec":{"namespaceSelector":{"matchLabels":{"team":"red"}},"destinationCIDRs":["203.0.113.0/24"],"gatewaySelector":{},"egressIPs":["172.19.0.200"]},"status":{"gatewayNode":"n2"}}
+"#;
+const WISHES: &str = r#"
+{"kind":"IPPool","metadata":{"name":"team"},"spec":{"cidr":"10.7.0.0/16","namespaceSelector":{"matchLabels":{"team":"red"}},"onRequest":["10.7.9.0/24"]}}
+{"kind":"Namespace","metadata":{"name":"shop","labels":{"team":"red"},"annotations":{"isthmus.dev/ip-pools":"team, six"}}}
+{"kind":"Namespace","metadata":{"name":"bank"}}
+{"kind":"Pod","metadata":{"name":"web","namespace":"shop","uid":"1","annotations":{"isthmus.dev/ip-addresses":"10.7.9.7","isthmus.dev/mac-address":"02:00:00:00:00:07"}}}
+{"kind":"Pod","metadata":{"name":"pg-0","namespace":"shop","uid":"2","annotations":{"isthmus.dev/keep-addresses":"true"},"ownerReferences":[{"apiVersion":"apps/v1","kind":"StatefulSet","name":"pg","uid":"s","controller":true}]}}
+{"kind":"Pod","metadata":{"name":"till","namespace":"bank","uid":"3","annotations":{"isthmus.dev/ip-pools":"pods"}}}
+{"kind":"Pod","metadata":{"name":"odd","namespace":"bank","uid":"4","annotations":{"isthmus.dev/ip-pools":"pods,,","isthmus.dev/ip-addresses":"10.7.9.8,10.7.9.9"}}}
+{"kind":"IPBlock","metadata":{"name":"o1"},"spec":{"pool":"team","cidr":"10.7.9.7/32","node":"n1","pod":{"namespace":"shop","name":"web","uid":"1"}}}
+{"kind":"IPBlock","metadata":{"name":"o2"},"spec":{"pool":"team","cidr":"10.7.9.0/32","node":"n1","pod":{"namespace":"shop","name":"pg-0","uid":"2","statefulSet":"s"}}}
 "#;
 const WRONG: &str = r#"
 {"kind":"ClusterPeering","metadata":{"name":"west"},"spec":{"allowedCIDRs":["0.0.0.0/0"]},"status":{"remoteCIDRs":["10.1.0.0/20","172.18.0.0/24","10.2.0.0/16","10.2.0.1/16"],"remoteGateways":[{"name":"g","publicKey":"short","meshAddresses":["10.1.0.7"]}],"localGateways":["n1","N1"]}}
@@ -170,6 +205,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
         ("nodes", lines(&[NODES])),
         ("peering", lines(&[NODES, PEERING])),
         ("egress", lines(&[NODES, PEERING, EGRESS])),
+        ("wishes", lines(&[NODES, WISHES])),
         ("wrong", lines(&[NODES, WRONG])),
         ("operator", lines(&[OPERATOR])),
         ("script", script.end()),

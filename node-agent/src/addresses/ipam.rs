@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use isthmus_compiler::PodId;
 use isthmus_model::ids::PoolName;
 use isthmus_model::ownership::mesh_address;
 
@@ -35,6 +36,12 @@ pub enum Shortage {
         /// Pools of the blocks.
         pools: String,
     },
+    /// The address was the pod's a moment ago.
+    #[error("{address} is not this pod's any more; the runtime tries again")]
+    NotOwn {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 /// How an address is put on its interface.
@@ -54,8 +61,10 @@ pub(super) type Wanted<'a> = (bool, &'a BTreeSet<PoolName>);
 pub struct Ipam {
     /// Blocks that addresses may come from, and their pools.
     blocks: BTreeMap<IpNet, PoolName>,
-    /// Ranges that no pod receives.
+    /// Ranges that no pod receives unasked.
     reserved: Vec<IpNet>,
+    /// Addresses that are single pods', and the pod that one may be given to now.
+    own: BTreeMap<IpAddr, Option<PodId>>,
     used: BTreeSet<IpAddr>,
     /// Released addresses and when that was.
     cooling: BTreeMap<IpAddr, Instant>,
@@ -70,6 +79,20 @@ impl Ipam {
         self.cursors.retain(|block, _| blocks.contains_key(block));
         self.blocks = blocks;
         self.reserved = reserved;
+    }
+
+    /// Replaces the addresses that are single pods'. Those in use stay in use.
+    pub fn set_own(&mut self, own: BTreeMap<IpAddr, Option<PodId>>) {
+        self.own = own;
+    }
+
+    /// Takes an address that is the pod's. Whether it is in use is the caller's to know.
+    pub fn take_own(&mut self, address: IpAddr, pod: &PodId) -> Result<(), Shortage> {
+        if self.own.get(&address) != Some(&Some(pod.clone())) {
+            return Err(Shortage::NotOwn { address });
+        }
+        self.occupy(address);
+        Ok(())
     }
 
     /// Takes an address of a family out of the blocks of some pools.
@@ -97,7 +120,9 @@ impl Ipam {
     /// Addresses in use of each block.
     pub fn usage(&self) -> BTreeMap<IpNet, usize> {
         let count = |block: &IpNet| self.used.iter().filter(|address| block.contains(*address)).count();
-        self.blocks.keys().map(|block| (*block, count(block))).collect()
+        let own =
+            self.own.keys().map(|address| (IpNet::from(*address), usize::from(self.used.contains(address))));
+        self.blocks.keys().map(|block| (*block, count(block))).chain(own).collect()
     }
 
     /// Whether an address of the family can be given out of these pools.

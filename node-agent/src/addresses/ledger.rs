@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use isthmus_compiler::{PodFacts, PoolsByFamily, pod_link};
+use isthmus_compiler::{PodFacts, PodId, PoolsByFamily, Share, pod_link};
 use isthmus_kernel::{POD_ALIAS_MAX, PodLink};
 use isthmus_model::ids::{LinkName, PoolName};
+use isthmus_model::kernel::MacAddress;
 use serde::{Deserialize, Serialize};
 
 use leases::is_held;
@@ -44,6 +45,9 @@ pub struct Attachment {
     pub link: LinkName,
     /// Addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Ethernet address of the interface, where the pod asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
     /// Set where another plugin put the addresses on a link of its own: then `link` does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
@@ -53,7 +57,7 @@ impl Attachment {
     /// What the pod (namespace and name) gets, on a link of ours.
     fn new(key: &AttachmentKey, (namespace, pod): (&str, &str), addresses: Vec<IpAddr>) -> Self {
         let link = pod_link(&key.container, &key.ifname);
-        Self { namespace: namespace.to_owned(), pod: pod.to_owned(), link, addresses, lease: None }
+        Self { namespace: namespace.to_owned(), pod: pod.to_owned(), link, addresses, mac: None, lease: None }
     }
 
     /// Its link, as it is made and restored.
@@ -71,7 +75,7 @@ impl Attachment {
             alias: alias(key, self),
             addresses: self.addresses.clone(),
             mtu,
-            mac: None,
+            mac: self.mac,
         }
     }
 }
@@ -95,6 +99,18 @@ pub enum LedgerError {
     /// Somebody has it already.
     #[error("{0}; DEL it first")]
     Taken(String),
+    /// What the pod asked for is still another container's of this node.
+    #[error(
+        "{what} is still in use by container {container} of this node, of the pod {pod}; it is free after that one's DEL"
+    )]
+    InUse {
+        /// The address.
+        what: String,
+        /// `CNI_CONTAINERID` of who has it.
+        container: String,
+        /// Its pod.
+        pod: String,
+    },
     /// The node's blocks serve another network already.
     #[error(
         "this node's addresses serve {0}; a node's blocks are the subnet of one network, and its pods find each other on its links only"
@@ -166,49 +182,89 @@ impl Ledger {
         self.ipam.set_blocks(blocks, reserved);
     }
 
-    /// Gives an address of each family, out of the pools for it, to an interface of ours, or those that it has already.
+    /// Replaces the addresses that are single pods', each with the pod that it may be given to now.
+    pub fn set_own(&mut self, own: BTreeMap<IpAddr, Option<PodId>>) {
+        self.ipam.set_own(own);
+    }
+
+    /// Gives an interface of ours its pod's share, or what it has already.
     ///
     /// # Errors
-    /// `Mixed` where the node's addresses serve another network; no address is free; the journal cannot be written.
+    /// `Mixed` where the node's addresses serve another network; no address is free, or the pod's own is in use; the journal
+    /// cannot be written.
     pub fn give(
         &mut self,
         key: &AttachmentKey,
         pod: (&str, &str),
-        pools: &PoolsByFamily,
+        share: &Share,
         now: Instant,
     ) -> Result<Attachment, LedgerError> {
         self.serves(None)?;
-        self.give_as(key, pod, pools, Use::Alone, now)
+        self.give_as(key, pod, share, Use::Alone, now)
     }
 
     fn give_as(
         &mut self,
         key: &AttachmentKey,
         pod: (&str, &str),
-        pools: &PoolsByFamily,
+        share: &Share,
         usage: Use,
         now: Instant,
     ) -> Result<Attachment, LedgerError> {
         if let Some(attachment) = self.attachments.get(key) {
             return Ok(attachment.clone());
         }
+        self.nobody_has(share)?;
         let mut addresses = Vec::new();
-        for (v6, pools) in pools {
-            match self.ipam.allocate((*v6, pools), usage, now) {
-                Ok(address) => addresses.push(address),
-                Err(shortage) => {
-                    self.take_back(&addresses, now);
-                    return Err(shortage.into());
-                }
-            }
+        let own = share.own.iter().map(|(address, pod)| (*address, pod));
+        let taken = self.take_all(own, &share.pools, usage, now, &mut addresses);
+        if let Err(shortage) = taken {
+            self.take_back(&addresses, now);
+            return Err(shortage.into());
         }
-        let to = Attachment::new(key, pod, addresses);
+        addresses.sort();
+        let to = Attachment { mac: share.mac, ..Attachment::new(key, pod, addresses) };
         if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
             self.take_back(&to.addresses, now);
             return Err(error.into());
         }
         self.attachments.insert(key.clone(), to.clone());
         Ok(to)
+    }
+
+    fn take_all<'a>(
+        &mut self,
+        own: impl Iterator<Item = (IpAddr, &'a PodId)>,
+        pools: &PoolsByFamily,
+        usage: Use,
+        now: Instant,
+        addresses: &mut Vec<IpAddr>,
+    ) -> Result<(), Shortage> {
+        for (address, pod) in own {
+            self.ipam.take_own(address, pod)?;
+            addresses.push(address);
+        }
+        for (v6, pools) in pools {
+            addresses.push(self.ipam.allocate((*v6, pools), usage, now)?);
+        }
+        Ok(())
+    }
+
+    /// Whether what the pod asks for is free on this node.
+    fn nobody_has(&self, share: &Share) -> Result<(), LedgerError> {
+        let in_use = |key: &AttachmentKey, to: &Attachment, what: String| {
+            let pod = format!("{}/{}", to.namespace, to.pod);
+            Err(LedgerError::InUse { what, container: key.container.clone(), pod })
+        };
+        for (key, to) in &self.attachments {
+            if let Some((address, _)) = share.own.iter().find(|(address, _)| to.addresses.contains(address)) {
+                return in_use(key, to, address.to_string());
+            }
+            if let Some(mac) = share.mac.filter(|mac| to.mac == Some(*mac)) {
+                return in_use(key, to, mac_text(mac));
+            }
+        }
+        Ok(())
     }
 
     /// The link exists: its packets may pass.
@@ -345,7 +401,10 @@ pub fn recorded(journal: &Path) -> std::io::Result<BTreeMap<AttachmentKey, Attac
 fn alias(key: &AttachmentKey, attachment: &Attachment) -> String {
     let addresses: Vec<String> = attachment.addresses.iter().map(ToString::to_string).collect();
     let without_pod = format!("{} {} {}", key.container, key.ifname, addresses.join(","));
-    let whole = format!("{without_pod} {}/{}", attachment.namespace, attachment.pod);
+    let mut whole = format!("{without_pod} {}/{}", attachment.namespace, attachment.pod);
+    if let Some(mac) = attachment.mac {
+        whole += &format!(" {}", mac_text(mac));
+    }
     // The few pods with names longer than the kernel takes would be under no EgressPolicy after the journal was lost.
     if whole.len() <= POD_ALIAS_MAX { whole } else { without_pod }
 }
@@ -356,8 +415,18 @@ fn adopt(link: &LinkName, text: &str) -> Option<(AttachmentKey, Attachment)> {
     let addresses: Vec<IpAddr> = words.next()?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
     let (namespace, pod) = words.next().and_then(|pod| pod.split_once('/')).unwrap_or_default();
     let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+    let mac = words.next().and_then(mac_of);
     (pod_link(&key.container, &key.ifname) == *link)
-        .then(|| (key, Attachment { namespace, pod, link: link.clone(), addresses, lease: None }))
+        .then(|| (key, Attachment { namespace, pod, link: link.clone(), addresses, mac, lease: None }))
+}
+
+fn mac_text(mac: MacAddress) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn mac_of(text: &str) -> Option<MacAddress> {
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
 }
 
 fn replay(recovery: Recovery<Record>) -> BTreeMap<AttachmentKey, Attachment> {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use isthmus_cni_kit::config::net_conf::NetConf;
 use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::result::{AddResult, Ip};
+use isthmus_compiler::Share;
 use isthmus_model::ownership::mesh_address;
 use serde_json::Map;
 
@@ -48,7 +49,12 @@ impl Workshop {
         if let Some(why) = view.blocked {
             return Err(Error::new(code::TRY_AGAIN, why));
         }
-        let pools = self.pools_for(target).await?;
+        let Share { pools, own, mac } = self.share_of(target).await?;
+        if !own.is_empty() || mac.is_some() {
+            let msg = "the pod asks for an address of its own, which isthmus-ipam does not give";
+            return Err(Error::new(code::INVALID_CONFIG, msg)
+                .with_details("remove the annotation, or let isthmus-cni make the pod's interface"));
+        }
         let (node, key, network) = (self.shared_node(), target.key.clone(), config.name().to_owned());
         let (namespace, name) = target.pod_name();
         let given = blocking(move || {

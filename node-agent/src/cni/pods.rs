@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use isthmus_cni_kit::error::{Error, code};
-use isthmus_compiler::{PodName, PoolsByFamily, Unserved};
+use isthmus_compiler::{PodName, Share, Unserved};
 
 use super::call::Target;
 use super::workshop::Workshop;
@@ -13,12 +13,12 @@ use super::workshop::Workshop;
 const POD_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Workshop {
-    /// The pools that the pod gets addresses of. Waits for what decides and is not known yet; where nothing does, not at all.
-    pub(super) async fn pools_for(&self, target: &Target) -> Result<PoolsByFamily, Error> {
+    /// What the pod gets. Waits for what decides and is not known yet; where nothing does, not at all.
+    pub(super) async fn share_of(&self, target: &Target) -> Result<Share, Error> {
         let mut views = self.node().views();
         let decided = async {
             loop {
-                let decision = views.borrow_and_update().intent.pools_for(target.pod.as_ref());
+                let decision = views.borrow_and_update().intent.share_of(target.pod.as_ref());
                 let unknown = matches!(decision, Err(Unserved::Unknown { .. }));
                 if !unknown || views.changed().await.is_err() {
                     return decision;
@@ -26,7 +26,7 @@ impl Workshop {
             }
         };
         let decision = tokio::time::timeout(POD_PATIENCE, decided).await;
-        let decision = decision.unwrap_or_else(|_| self.node().view().intent.pools_for(target.pod.as_ref()));
+        let decision = decision.unwrap_or_else(|_| self.node().view().intent.share_of(target.pod.as_ref()));
         decision.map_err(unserved)
     }
 
@@ -57,10 +57,8 @@ impl Workshop {
 
 fn unserved(why: Unserved) -> Error {
     match why {
-        Unserved::Unknown { what } => {
-            let msg = format!("{what} is not known yet, and which IPPool serves the pod may depend on it");
-            Error::new(code::TRY_AGAIN, msg).with_details("is the API server reachable from this node?")
-        }
+        Unserved::Unknown { what } => Error::new(code::TRY_AGAIN, what)
+            .with_details("is the API server reachable from this node, and does the operator run?"),
         Unserved::Refused { why, remedy } => Error::new(code::TRY_AGAIN, why).with_details(remedy),
     }
 }

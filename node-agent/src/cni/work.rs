@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use isthmus_cni_kit::config::net_conf::NetConf;
 use isthmus_cni_kit::error::{Error, code};
 use isthmus_cni_kit::result::{AddResult, Interface, Ip, Route};
-use isthmus_compiler::{PoolsByFamily, pod_link};
+use isthmus_compiler::{Share, pod_link};
 use isthmus_kernel::{PodLink, PodLinkError, PodLinkMade};
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{POD_GATEWAY_V4, POD_GATEWAY_V6};
@@ -29,7 +29,7 @@ impl Workshop {
         if let Some(why) = view.blocked {
             return Err(Error::new(code::TRY_AGAIN, why));
         }
-        let pools = self.pools_for(target).await?;
+        let share = self.share_of(target).await?;
         if view.egress() {
             self.wait_for_pod(target).await?;
         }
@@ -45,7 +45,7 @@ impl Workshop {
             let _ = self.node.advance().await;
             self.remove_link(&attachment).await?;
         }
-        let attachment = self.record(target, pools).await?;
+        let attachment = self.record(target, share).await?;
         let made = match self.make(target, &attachment, view.pod_mtu).await {
             Ok(made) => made,
             Err(error) => {
@@ -57,11 +57,11 @@ impl Workshop {
     }
 
     /// Addresses, in the journal before anything is programmed.
-    async fn record(&self, target: &Target, pools: PoolsByFamily) -> Result<Attachment, Error> {
+    async fn record(&self, target: &Target, share: Share) -> Result<Attachment, Error> {
         let (node, key) = (self.node.clone(), target.key.clone());
         let (namespace, name) = target.pod_name();
         let given =
-            blocking(move || node.ledger().give(&key, (&namespace, &name), &pools, Instant::now())).await?;
+            blocking(move || node.ledger().give(&key, (&namespace, &name), &share, Instant::now())).await?;
         given.map_err(given_error)
     }
 
@@ -205,7 +205,7 @@ pub(super) fn stays(config: &NetConf) -> Result<impl Fn(&AttachmentKey) -> bool,
 
 pub(super) fn given_error(error: LedgerError) -> Error {
     let code = match error {
-        LedgerError::Shortage(_) => code::TRY_AGAIN,
+        LedgerError::InUse { .. } | LedgerError::Shortage(_) => code::TRY_AGAIN,
         LedgerError::Taken(_) => code::INVALID_ENVIRONMENT,
         LedgerError::Mixed(_) => code::INVALID_CONFIG,
         LedgerError::Journal(_) => code::IO,

@@ -199,7 +199,8 @@ pub(crate) fn add_pool(objects: &mut NodeObjects, name: &str, cidr: &str, blocks
     let spec = IPPoolSpec { cidr: cidr.into(), nat_outgoing: true, ..Default::default() };
     objects.pools.insert(name.into(), IPPool::new(name, spec));
     for (block, node) in blocks {
-        let spec = IPBlockSpec { pool: name.into(), cidr: block.to_string(), node: node.to_string() };
+        let spec =
+            IPBlockSpec { pool: name.into(), cidr: block.to_string(), node: node.to_string(), pod: None };
         objects.blocks.insert(format!("{name}-{block}"), IPBlock::new(name, spec));
     }
 }

@@ -41,7 +41,12 @@ fn know_pod(objects: &mut NodeObjects, namespace: &str, name: &str, pools: Optio
 }
 
 /// ADD of a pod of this namespace, as containerd makes it.
-fn add(node: &TestNode, namespace: &str, name: &str, netns: &Namespace) -> Result<Vec<String>, Value> {
+pub(crate) fn add(
+    node: &TestNode,
+    namespace: &str,
+    name: &str,
+    netns: &Namespace,
+) -> Result<Vec<String>, Value> {
     let arguments = format!(
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID=uid-of-{name}"
     );
@@ -54,7 +59,7 @@ fn add(node: &TestNode, namespace: &str, name: &str, netns: &Namespace) -> Resul
 }
 
 /// An agent that can add pods.
-fn ready(node: &TestNode) {
+pub(crate) fn ready(node: &TestNode) {
     within(SOON, || match node.call("STATUS", "", None, CONFIG) {
         (outcome, _) if outcome.exit_code == 0 => Ok(()),
         (_, printed) => Err(printed),

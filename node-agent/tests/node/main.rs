@@ -6,6 +6,7 @@ mod chained;
 mod choice;
 mod egress;
 mod gateways;
+mod own;
 mod peers;
 mod pods;
 mod subnets;

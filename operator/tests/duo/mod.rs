@@ -18,6 +18,7 @@ use isthmus_mesh::wire::Timings;
 use isthmus_mesh_link::{Credentials, DialTarget, LinkError, Peer, PeerEventKind, dial};
 use isthmus_testkit::within_async;
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -178,6 +179,23 @@ impl Cluster {
         .expect("a Service");
         let services: Api<Service> = Api::namespaced(self.admin.clone(), namespace);
         services.create(&PostParams::default(), &service).await.expect("a Service");
+    }
+
+    /// A StatefulSet that no controller looks after; its UID.
+    pub(crate) async fn create_stateful_set(&self, namespace: &str, name: &str) -> String {
+        let labels = json!({ "app": name });
+        let set: StatefulSet = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {
+                "serviceName": name,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "none"}]}},
+            },
+        }))
+        .expect("a StatefulSet");
+        let sets: Api<StatefulSet> = Api::namespaced(self.admin.clone(), namespace);
+        let made = sets.create(&PostParams::default(), &set).await.expect("a StatefulSet");
+        made.metadata.uid.expect("a UID")
     }
 
     /// One endpoint of west's pods for a Service, as its controller would write it.

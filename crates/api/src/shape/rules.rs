@@ -58,6 +58,32 @@ pub(crate) fn reserved_in_pool(schema: &mut Schema) {
     );
 }
 
+/// What pods may ask for lies in the pool.
+pub(crate) fn on_request_in_pool(schema: &mut Schema) {
+    rule_at(
+        schema,
+        ".onRequest",
+        "!isCIDR(self.cidr) || !has(self.onRequest) || self.onRequest.all(range, !isCIDR(range) || cidr(self.cidr).containsCIDR(range))",
+        "each range has to lie in the pool's cidr",
+    );
+    rule_at(
+        schema,
+        ".onRequest",
+        "!has(self.onRequest) || size(self.onRequest) == 0 || !has(self.allocation) || self.allocation == 'Isthmus'",
+        "is for pools with the allocation Isthmus",
+    );
+}
+
+/// What is one pod's is one address.
+pub(crate) fn one_address_for_one_pod(schema: &mut Schema) {
+    rule_at(
+        schema,
+        ".cidr",
+        "!has(self.pod) || !isCIDR(self.cidr) || cidr(self.cidr).prefixLength() == (cidr(self.cidr).ip().family() == 4 ? 32 : 128)",
+        "a block for one pod has one address",
+    );
+}
+
 /// Whom we dial must prove an identity that we know beforehand, and a pin once set stays.
 pub(crate) fn pinned(schema: &mut Schema) {
     let at = ".identity";

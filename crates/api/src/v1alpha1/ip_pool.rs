@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Encapsulation","type":"string","priority":1,"jsonPath":".spec.encapsulation"}"#
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(transform = shape::block_fits_pool, transform = shape::reserved_in_pool)]
+#[schemars(transform = shape::block_fits_pool, transform = shape::reserved_in_pool, transform = shape::on_request_in_pool)]
 pub struct IPPoolSpec {
     /// Addresses of the pool in CIDR notation, IPv4 or IPv6, such as `10.1.0.0/16`. Cannot change; create a second pool
     /// instead.
@@ -61,6 +61,11 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::set(64, shape::cidr))]
     pub reserved: Vec<String>,
+    /// Ranges of the pool in CIDR notation whose addresses only pods receive that ask for one by the annotation
+    /// `isthmus.dev/ip-addresses`, also where they are reserved. Pods of the namespaces that may use the pool may ask.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::set(64, shape::cidr))]
+    pub on_request: Vec<String>,
     /// No new blocks and addresses are given out from the pool while true. Pods keep theirs.
     #[serde(default)]
     pub disabled: bool,

@@ -79,6 +79,10 @@ pub struct NodeNetworkStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::map(1024, "cidr"))]
     pub blocks: Vec<BlockUsage>,
+    /// Pods of the node that ask for addresses of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::map(1024, "uid"))]
+    pub requests: Vec<AddressRequest>,
     /// The node's tunnels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::map(1024, "device"))]
@@ -94,6 +98,33 @@ pub struct BlockUsage {
     pub cidr: String,
     /// Addresses given to pods.
     pub allocated: i64,
+}
+
+/// A pod that asks for addresses of its own.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressRequest {
+    /// Namespace of the pod.
+    #[schemars(transform = shape::text(63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(transform = shape::text(253))]
+    pub name: String,
+    /// Its UID.
+    #[schemars(transform = shape::text(64))]
+    pub uid: String,
+    /// The addresses, one of each family at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(2, shape::text(39)))]
+    pub addresses: Vec<String>,
+    /// UID of its StatefulSet, where it asks for addresses that are kept with that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(64))]
+    pub stateful_set: Option<String>,
+    /// IPPools that these come from, one address of each family; the first that has one left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(32, shape::text(253)))]
+    pub keep_from: Vec<String>,
 }
 
 /// A tunnel as measured.

@@ -190,10 +190,11 @@ fn intent(here: usize, gateways: BTreeMap<String, RemoteGateway>, key_generation
             disabled: false,
             namespaces: None,
             reserved: Vec::new(),
+            on_request: Vec::new(),
             external: false,
         };
         intent.pools.insert(name.parse().unwrap(), pool);
-        let block_of = Block { pool: name.parse().unwrap(), node: node.clone() };
+        let block_of = Block { pool: name.parse().unwrap(), node: node.clone(), pod: None };
         intent.blocks.insert(block.parse().unwrap(), block_of);
     }
     let remote = [format!("10.{theirs}.0.0/16"), format!("fd0{theirs}::/64")];

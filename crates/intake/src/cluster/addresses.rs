@@ -43,19 +43,36 @@ fn pool_wish(spec: &IPPoolSpec) -> Result<Pool, Problem> {
         return Err(wrong(format!("blockSize {block_prefix} is too large a block; give {shortest} or more")));
     }
     let nodes = selector(spec.node_selector.as_ref(), "nodeSelector")?;
-    selector(spec.namespace_selector.as_ref(), "namespaceSelector")?;
-    let reserved = reserved(spec, &cidr)?;
-    Ok(Pool { cidr, block_prefix, nodes, reserved, disabled: spec.disabled, allocation: spec.allocation })
+    let wish = spec.namespace_selector.as_ref();
+    let namespaces = wish.map(|wish| selector(Some(wish), "namespaceSelector")).transpose()?;
+    let (reserved, on_request) = set_aside(spec, &cidr)?;
+    Ok(Pool {
+        cidr,
+        block_prefix,
+        nodes,
+        namespaces,
+        set_aside: IpNet::aggregate(&[reserved.clone(), on_request.clone()].concat()),
+        reserved,
+        on_request,
+        disabled: spec.disabled,
+        allocation: spec.allocation,
+    })
 }
 
-/// What no pod of the pool receives, none within another.
-pub(crate) fn reserved(spec: &IPPoolSpec, pool: &IpNet) -> Result<Vec<IpNet>, Problem> {
+/// What no pod of the pool receives, and what only those receive that ask; in each list none within another.
+pub(crate) fn set_aside(spec: &IPPoolSpec, pool: &IpNet) -> Result<(Vec<IpNet>, Vec<IpNet>), Problem> {
+    let reserved = ranges(&spec.reserved, pool, "reserved", "InvalidReserved")?;
+    let on_request = ranges(&spec.on_request, pool, "onRequest", "InvalidOnRequest")?;
+    Ok((reserved, on_request))
+}
+
+fn ranges(texts: &[String], pool: &IpNet, field: &str, reason: &'static str) -> Result<Vec<IpNet>, Problem> {
     let mut ranges = Vec::new();
-    for text in &spec.reserved {
+    for text in texts {
         let range = network(text)?;
         if !pool.contains(&range) {
-            let message = format!("reserved: {range} does not lie in {pool}; give ranges of the pool");
-            return Err(Problem { reason: "InvalidReserved", message });
+            let message = format!("{field}: {range} does not lie in {pool}; give ranges of the pool");
+            return Err(Problem { reason, message });
         }
         ranges.push(range);
     }
@@ -89,6 +106,7 @@ pub fn block(object: &IPBlock) -> Seen<Block, IPBlockStatus> {
         pool: object.spec.pool.clone(),
         cidr,
         node: object.spec.node.clone(),
+        pod: object.spec.pod.clone(),
     });
     seen(&object.metadata, object.status.as_ref(), value)
 }
@@ -168,6 +186,20 @@ mod tests {
         let problem = wish(&["10.2.0.0/24"]).unwrap_err();
         assert_eq!((problem.reason, problem.message.contains("10.2.0.0/24")), ("InvalidReserved", true));
         assert_eq!(wish(&["fd00::/64"]).unwrap_err().reason, "InvalidReserved");
+        let text = |text: &str| vec![text.to_owned()];
+        let asked = |on_request: &str| {
+            let (reserved, on_request) = (text("10.1.0.0/25"), text(on_request));
+            pool_wish(&IPPoolSpec {
+                cidr: "10.1.0.0/16".to_owned(),
+                reserved,
+                on_request,
+                ..IPPoolSpec::default()
+            })
+        };
+        let pool = asked("10.1.0.128/25").unwrap();
+        assert_eq!(pool.set_aside, ["10.1.0.0/24".parse().unwrap()]);
+        assert_eq!(pool.on_request, ["10.1.0.128/25".parse().unwrap()]);
+        assert_eq!(asked("10.2.0.0/24").unwrap_err().reason, "InvalidOnRequest");
     }
 
     #[test]

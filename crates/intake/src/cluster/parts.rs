@@ -4,6 +4,7 @@
 //! What is not read cannot break a watch: a Service whose status holds a condition without time would otherwise
 //! stop all Services from being seen. It also is less to keep in memory.
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -24,6 +25,14 @@ pub struct ServicePart {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, Resource)]
 #[resource(inherit = Namespace)]
 pub struct NamespacePart {
+    /// Metadata.
+    pub metadata: ObjectMeta,
+}
+
+/// A StatefulSet's metadata.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, Resource)]
+#[resource(inherit = StatefulSet)]
+pub struct StatefulSetPart {
     /// Metadata.
     pub metadata: ObjectMeta,
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use isthmus_api::condition::READY;
-use isthmus_api::v1alpha1::{Allocation, Encapsulation as ApiEncapsulation, IPBlock, IPPool};
-use isthmus_compiler::{Block, Encapsulation, NodeIntent, Pool};
+use isthmus_api::v1alpha1::{Allocation, BlockPod, Encapsulation as ApiEncapsulation, IPBlock, IPPool};
+use isthmus_compiler::{Block, Encapsulation, NodeIntent, PodId, Pool};
 use isthmus_model::ids::PoolName;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -15,7 +15,7 @@ use kube::core::SelectorExt;
 
 use super::egress::selector;
 use super::{NodeObjects, Problem, accept};
-use crate::cluster::reserved;
+use crate::cluster::set_aside;
 
 /// The operator's verdict, found again: of pools that overlap the oldest is in force, and one without blocks never takes
 /// addresses that are a node's or a peer's. A pool with blocks stays, whatever comes later; so does one in
@@ -104,7 +104,7 @@ fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<P
     let external = object.spec.allocation != Allocation::Isthmus;
     let serves_this_node = !external && !object.spec.disabled && nodes.matches(&labels);
     let nat_outgoing = !external && object.spec.nat_outgoing;
-    let reserved = reserved(&object.spec, &cidr).map_err(|problem| problem.message)?;
+    let (reserved, on_request) = set_aside(&object.spec, &cidr).map_err(|problem| problem.message)?;
     let wish = object.spec.namespace_selector.as_ref();
     let namespaces = wish.map(|wish| selected_namespaces(wish, objects)).transpose()?;
     Ok(Pool {
@@ -114,7 +114,8 @@ fn pool(object: &IPPool, objects: &NodeObjects, intent: &NodeIntent) -> Result<P
         serves_this_node,
         disabled: object.spec.disabled,
         namespaces,
-        reserved,
+        reserved: IpNet::aggregate(&[reserved, on_request.clone()].concat()),
+        on_request,
         external,
     })
 }
@@ -145,10 +146,15 @@ fn block(object: &IPBlock, intent: &NodeIntent) -> Result<(IpNet, Block), String
     if !of.cidr.contains(&cidr) {
         return Err(format!("{cidr} lies outside its pool {pool} ({})", of.cidr));
     }
+    let pod = object.spec.pod.as_ref();
+    if pod.is_some() && cidr.prefix_len() != cidr.max_prefix_len() {
+        return Err(format!("{cidr} is said to be one pod's and has more than one address; delete it"));
+    }
     if let Some(other) = intent.blocks.keys().find(|other| other.contains(&cidr) || cidr.contains(*other)) {
         return Err(format!("{cidr} overlaps the block {other}; delete one of them"));
     }
-    Ok((cidr, Block { pool, node }))
+    let pod = pod.cloned().map(|BlockPod { namespace, name, uid, .. }| PodId { namespace, name, uid });
+    Ok((cidr, Block { pool, node, pod }))
 }
 
 /// A CIDR without host bits.

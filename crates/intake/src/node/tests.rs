@@ -16,7 +16,7 @@ fn pool(cidr: &str) -> IPPool {
 }
 
 fn block(pool: &str, cidr: &str, node: &str) -> IPBlock {
-    IPBlock::new("b", IPBlockSpec { pool: pool.into(), cidr: cidr.into(), node: node.into() })
+    IPBlock::new("b", IPBlockSpec { pool: pool.into(), cidr: cidr.into(), node: node.into(), pod: None })
 }
 
 fn peering(allowed: &[&str], announced: &[&str], mesh: &str) -> ClusterPeering {

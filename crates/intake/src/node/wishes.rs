@@ -2,14 +2,17 @@
 //! What namespaces and this node's pods ask for of addresses, by annotations.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use isthmus_api::annotation::IP_POOLS;
+use isthmus_api::annotation::{IP_ADDRESSES, IP_POOLS, KEEP_ADDRESSES, MAC_ADDRESS};
 use isthmus_compiler::{Asked, AskingPod, NodeIntent, Wish};
 use isthmus_model::ids::PoolName;
+use isthmus_model::kernel::MacAddress;
+use isthmus_model::ownership::HOST_LINK_MAC;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::NodeObjects;
+use super::{NodeObjects, mac};
 
 /// The kubelet's mirror of a static pod carries the UID by which the kubelet knows the pod.
 const STATIC_UID: &str = "kubernetes.io/config.mirror";
@@ -36,7 +39,74 @@ pub(super) fn wishes(objects: &NodeObjects, intent: &mut NodeIntent) {
 fn asking(pod: &Pod) -> AskingPod {
     let meta = &pod.metadata;
     let uid = annotation(meta, STATIC_UID).map(str::to_owned).or_else(|| meta.uid.clone());
-    AskingPod { uid: uid.unwrap_or_default(), asks: pools(meta).map(|pools| Asked { pools }) }
+    AskingPod { uid: uid.unwrap_or_default(), asks: asks(meta) }
+}
+
+fn asks(meta: &ObjectMeta) -> Result<Asked, String> {
+    let (addresses, keep_with) = (addresses(meta)?, keep_with(meta)?);
+    if keep_with.is_some() && !addresses.is_empty() {
+        return Err(format!(
+            "{IP_ADDRESSES} and {KEEP_ADDRESSES}: addresses are named or kept; remove one of the two"
+        ));
+    }
+    let asked = Asked { pools: pools(meta)?, addresses, keep_with, mac: mac_address(meta)? };
+    if !asked.addresses.is_empty() && annotation(meta, STATIC_UID).is_some() {
+        // Its UID comes again, and nobody could tell when the address is free.
+        return Err(format!(
+            "{IP_ADDRESSES}: a static pod has no address of its own; let a controller make the pod"
+        ));
+    }
+    Ok(asked)
+}
+
+/// One address of each family at most, IPv4 first.
+fn addresses(meta: &ObjectMeta) -> Result<Vec<IpAddr>, String> {
+    let Some(text) = annotation(meta, IP_ADDRESSES) else { return Ok(Vec::new()) };
+    let wrong = |why: String| {
+        format!("{IP_ADDRESSES}: {why}; write an address of each family at most, with a comma between")
+    };
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for word in text.split(',').map(str::trim) {
+        let short: String = word.chars().take(64).collect();
+        let address: IpAddr = word.parse().map_err(|_| wrong(format!("{short:?} is no address")))?;
+        if addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+            return Err(wrong("two addresses of a family".to_owned()));
+        }
+        addresses.push(address);
+    }
+    addresses.sort();
+    Ok(addresses)
+}
+
+/// UID of the pod's StatefulSet, where its addresses shall be kept.
+fn keep_with(meta: &ObjectMeta) -> Result<Option<String>, String> {
+    match annotation(meta, KEEP_ADDRESSES) {
+        None | Some("false") => return Ok(None),
+        Some("true") => {}
+        Some(_) => return Err(format!("{KEEP_ADDRESSES}: write \"true\" or \"false\"")),
+    }
+    let owners = meta.owner_references.iter().flatten();
+    let mut sets = owners.filter(|owner| {
+        owner.kind == "StatefulSet"
+            && owner.api_version.starts_with("apps/")
+            && owner.controller == Some(true)
+    });
+    let set = sets.next().map(|owner| owner.uid.clone());
+    set.map(Some).ok_or_else(|| {
+        format!(
+            "{KEEP_ADDRESSES}: the pod is of no StatefulSet; remove the annotation, or use {IP_ADDRESSES}"
+        )
+    })
+}
+
+/// One that is said to be local (IEEE 802, clause 8.4): no other interface has it by its maker.
+fn mac_address(meta: &ObjectMeta) -> Result<Option<MacAddress>, String> {
+    let Some(text) = annotation(meta, MAC_ADDRESS) else { return Ok(None) };
+    let local = mac(text.trim()).filter(|mac| mac[0] & 2 != 0 && *mac != HOST_LINK_MAC);
+    let short: String = text.chars().take(64).collect();
+    local.map(Some).ok_or_else(|| {
+        format!("{MAC_ADDRESS}: {short:?} is no unicast address of local administration; write one such as 02:00:00:12:34:56")
+    })
 }
 
 /// Names of pools with commas between.
@@ -60,7 +130,7 @@ fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
 mod tests {
     use isthmus_api::v1alpha1::{IPPool, IPPoolSpec};
     use k8s_openapi::api::core::v1::Namespace;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 
     use super::super::intake;
     use super::*;
@@ -143,8 +213,52 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_one_of_each_family_in_order_and_what_is_none_is_told() {
+        let read = |text: &str| addresses(&pod(&[(IP_ADDRESSES, text)]).metadata);
+        let texts =
+            |text: &str| read(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(texts("fd00::3, 10.1.2.3").unwrap(), ["10.1.2.3", "fd00::3"]);
+        for wrong in ["", "10.1.2.3/32", "10.1.2.3,10.1.2.4", "10.1.2.3,fd00::3,fd00::4", "host"] {
+            let message = read(wrong).unwrap_err();
+            assert!(message.contains("an address of each family at most"), "{wrong}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_ethernet_address_is_a_local_one_for_one_interface() {
+        let read = |text: &str| mac_address(&pod(&[(MAC_ADDRESS, text)]).metadata);
+        assert_eq!(read("02:00:00:12:34:aB"), Ok(Some([2, 0, 0, 0x12, 0x34, 0xab])));
+        for wrong in ["", "00:16:3e:00:00:01", "03:00:00:00:00:01", "02:00:00:00:00", "ee:ee:ee:ee:ee:ee"] {
+            assert!(read(wrong).unwrap_err().contains("such as 02:"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_kept_with_the_pods_stateful_set_and_without_one_not_at_all() {
+        let mut of_set = pod(&[(KEEP_ADDRESSES, "true")]).metadata;
+        assert!(keep_with(&of_set).unwrap_err().contains("of no StatefulSet"));
+        let owner = |kind: &str| OwnerReference {
+            api_version: "apps/v1".into(),
+            kind: kind.into(),
+            uid: "s".into(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        };
+        of_set.owner_references = Some(vec![owner("ReplicaSet")]);
+        assert!(keep_with(&of_set).is_err());
+        of_set.owner_references = Some(vec![owner("StatefulSet")]);
+        assert_eq!(keep_with(&of_set), Ok(Some("s".to_owned())));
+        of_set.annotations = map(&[(KEEP_ADDRESSES, "true"), (IP_ADDRESSES, "10.1.2.3")]);
+        assert!(asks(&of_set).unwrap_err().contains("remove one of the two"));
+        assert!(keep_with(&pod(&[(KEEP_ADDRESSES, "yes")]).metadata).is_err());
+        assert_eq!(keep_with(&pod(&[(KEEP_ADDRESSES, "false")]).metadata), Ok(None));
+    }
+
+    #[test]
     fn a_static_pod_is_known_by_the_kubelets_uid() {
         assert_eq!(asking(&pod(&[])).uid, "u");
         assert_eq!(asking(&pod(&[(STATIC_UID, "k")])).uid, "k");
+        let asks = asking(&pod(&[(STATIC_UID, "k"), (IP_ADDRESSES, "10.1.2.3")])).asks;
+        assert!(asks.unwrap_err().contains("a static pod has no address of its own"));
     }
 }

@@ -18,7 +18,10 @@ fn pool(cidr: &str, block_prefix: u8) -> Pool {
         nodes: Selector::default(),
         disabled: false,
         allocation: Allocation::Isthmus,
+        namespaces: None,
         reserved: Vec::new(),
+        on_request: Vec::new(),
+        set_aside: Vec::new(),
     }
 }
 
@@ -62,7 +65,10 @@ fn names(blocks: &Blocks) -> Vec<(&str, &str)> {
 fn what_is_reserved_of_a_block_is_no_pods() {
     let usable = |reserved: &[&str]| {
         let reserved = reserved.iter().map(|range| range.parse().unwrap()).collect();
-        usable_addresses(&"10.1.0.0/29".parse().unwrap(), &Pool { reserved, ..pool("10.1.0.0/16", 29) })
+        usable_addresses(
+            &"10.1.0.0/29".parse().unwrap(),
+            &Pool { set_aside: reserved, ..pool("10.1.0.0/16", 29) },
+        )
     };
     assert_eq!(usable(&[]), 7);
     assert_eq!(usable(&["10.1.0.0/30"]), 4, "the node's own is among them");

@@ -32,7 +32,10 @@ fn east() -> Snapshot {
         nodes: Selector::default(),
         disabled: false,
         allocation: Default::default(),
+        namespaces: None,
         reserved: Vec::new(),
+        on_request: Vec::new(),
+        set_aside: Vec::new(),
     };
     snapshot.pools.insert("v4".to_owned(), seen(pool, 0));
     let invitation = Invitation {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use isthmus_compiler::PoolsByFamily;
+use isthmus_compiler::{PoolsByFamily, Share};
 use isthmus_model::ids::LinkName;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,8 @@ impl Ledger {
         self.is_free(key)?;
         self.serves(Some(network))?;
         // On disk it is first an attachment without link, which no start keeps: nobody was told of it.
-        let given = self.give_as(key, pod, pools, Use::Subnet, now)?;
+        let given =
+            self.give_as(key, pod, &Share { pools: pools.clone(), ..Share::default() }, Use::Subnet, now)?;
         let lease = Some(Lease { network: network.to_owned(), boot: boot() });
         let to = Attachment { lease, ..given };
         if let Err(error) = self.append(&Record::Given { key: key.clone(), to: to.clone() }) {
@@ -121,8 +122,8 @@ mod tests {
     }
 
     /// IPv4 addresses of the pool `four`.
-    fn four() -> PoolsByFamily {
-        [(false, ["four".parse().unwrap()].into())].into()
+    fn four() -> Share {
+        Share { pools: [(false, ["four".parse().unwrap()].into())].into(), ..Share::default() }
     }
 
     fn ledger(path: &std::path::Path) -> Ledger {
@@ -136,12 +137,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
         let four = four();
-        let given = ledger(&path).lease(&key("a"), ("", ""), &four, "n", Instant::now()).unwrap();
+        let given = ledger(&path).lease(&key("a"), ("", ""), &four.pools, "n", Instant::now()).unwrap();
         assert_eq!(given, [("10.1.0.1".parse().unwrap(), "10.1.0.0/26".parse().unwrap())]);
         let mut next = ledger(&path);
         assert_eq!(next.get(&key("a")).unwrap().addresses, [given[0].0]);
         assert!(next.pod_facts().is_empty() && next.linked().is_empty(), "its link is not ours");
-        let again = next.lease(&key("a"), ("", ""), &four, "n", Instant::now()).unwrap_err();
+        let again = next.lease(&key("a"), ("", ""), &four.pools, "n", Instant::now()).unwrap_err();
         assert!(matches!(again, LedgerError::Taken(_)), "{again}");
 
         for (network, free) in [(Some("n"), true), (Some("m"), false), (None, false)] {
@@ -160,7 +161,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = ledger(&directory.path().join("journal"));
         let (four, now) = (four(), Instant::now());
-        ledger.lease(&key("a"), ("", ""), &four, "n", now).unwrap();
+        ledger.lease(&key("a"), ("", ""), &four.pools, "n", now).unwrap();
         for container in ["a", "b"] {
             let mixed = ledger.give(&key(container), ("", ""), &four, now);
             assert!(matches!(mixed, Err(LedgerError::Mixed(_))), "{container}: {mixed:?}");
@@ -173,11 +174,11 @@ mod tests {
         let mut ledger = ledger(&directory.path().join("journal"));
         ledger.set_blocks([("10.1.0.0/30".parse().unwrap(), "four".parse().unwrap())].into(), Vec::new());
         let (four, now) = (four(), Instant::now());
-        let mut lease = |container: &str| ledger.lease(&key(container), ("", ""), &four, "n", now);
+        let mut lease = |container: &str| ledger.lease(&key(container), ("", ""), &four.pools, "n", now);
         let given = ["a", "b"].map(|container| lease(container).unwrap()[0].0.to_string());
         assert_eq!(given, ["10.1.0.1", "10.1.0.2"]);
         assert!(matches!(lease("c"), Err(LedgerError::Shortage(_))));
-        assert!(ledger.readiness(&four).is_err(), "STATUS says what ADD would");
+        assert!(ledger.readiness(&four.pools).is_err(), "STATUS says what ADD would");
     }
 
     #[test]
@@ -190,7 +191,7 @@ mod tests {
             ledger.take(&key("b"), ("", ""), addresses[1..].to_vec()),
             Err(LedgerError::Taken(_))
         ));
-        let mixed = ledger.lease(&key("c"), ("", ""), &four(), "n", Instant::now());
+        let mixed = ledger.lease(&key("c"), ("", ""), &four().pools, "n", Instant::now());
         assert!(matches!(mixed, Err(LedgerError::Mixed(_))), "{mixed:?}");
         let given = ledger.give(&key("c"), ("", ""), &four(), Instant::now()).unwrap();
         assert_eq!(

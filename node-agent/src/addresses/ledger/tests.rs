@@ -6,8 +6,9 @@ fn key(container: &str) -> AttachmentKey {
 }
 
 /// An address of each family.
-fn both() -> PoolsByFamily {
-    [(false, "four"), (true, "six")].map(|(v6, pool)| (v6, [pool.parse().unwrap()].into())).into()
+fn both() -> Share {
+    let pools = [(false, "four"), (true, "six")].map(|(v6, pool)| (v6, [pool.parse().unwrap()].into()));
+    Share { pools: pools.into(), ..Share::default() }
 }
 
 /// A ledger with one block of each family; `links` as the kernel has them.
@@ -114,7 +115,7 @@ fn nothing_is_kept_of_an_add_that_got_only_one_of_two_families() {
     let error = ledger.give(&key("a"), ("", ""), &both(), Instant::now()).unwrap_err();
     assert!(matches!(error, LedgerError::Shortage(Shortage::NoBlock { family: "IPv6", .. })), "{error}");
     assert_eq!(ledger.usage().values().sum::<usize>(), 0);
-    assert!(ledger.readiness(&both()).unwrap_err().contains("no free IPv6 address"));
+    assert!(ledger.readiness(&both().pools).unwrap_err().contains("no free IPv6 address"));
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn an_unwritable_journal_keeps_new_pods_out_and_lets_old_ones_go() {
     ledger.give(&key("a"), ("", ""), &both(), now).unwrap();
     drop(directory);
     ledger.probe_journal();
-    assert!(ledger.readiness(&both()).unwrap_err().contains("neither full nor read-only"));
+    assert!(ledger.readiness(&both().pools).unwrap_err().contains("neither full nor read-only"));
     let _ = ledger.release(&key("a"), now);
     assert_eq!(ledger.usage().values().sum::<usize>(), 0, "in memory it is free");
 }
@@ -179,7 +180,7 @@ fn an_unreadable_journal_keeps_new_pods_out_until_the_agent_starts_anew() {
     let path = directory.path().join("log");
     std::os::unix::fs::symlink("log", &path).unwrap();
     let mut ledger = ledger(&path, &BTreeMap::new());
-    assert!(ledger.readiness(&both()).unwrap_err().contains("restart the agent"));
+    assert!(ledger.readiness(&both().pools).unwrap_err().contains("restart the agent"));
     let given = ledger.give(&key("a"), ("", ""), &both(), Instant::now());
     assert!(matches!(given, Err(LedgerError::Journal(_))), "{given:?}");
     assert_eq!(ledger.usage().values().sum::<usize>(), 0);
@@ -198,4 +199,73 @@ fn who_reads_beside_the_agent_sees_whole_records_only_and_writes_nothing() {
     std::fs::write(&path, &bytes).unwrap();
     assert_eq!(recorded(&path).unwrap(), BTreeMap::from([(key("a"), given)]));
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "the agent that is writing the record ends it");
+}
+
+fn web(uid: &str) -> PodId {
+    PodId { namespace: "shop".to_owned(), name: "web".to_owned(), uid: uid.to_owned() }
+}
+
+/// An address of the pod's own, with a MAC, and an IPv6 one like all.
+fn own(address: &str, uid: &str) -> Share {
+    let mut share = both();
+    share.pools.remove(&false);
+    let mac = Some([2, 0, 0, 0, 0, 7]);
+    Share { own: vec![(address.parse().unwrap(), web(uid))], mac, ..share }
+}
+
+fn singles(of: &[(&str, Option<&str>)]) -> BTreeMap<IpAddr, Option<PodId>> {
+    of.iter().map(|(address, uid)| (address.parse().unwrap(), uid.map(web))).collect()
+}
+
+#[test]
+fn an_address_of_a_pods_own_is_given_to_that_pod_only_and_only_while_it_asks() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
+    let now = Instant::now();
+    for single in [vec![], vec![("10.1.9.7", None)], vec![("10.1.9.7", Some("other"))]] {
+        ledger.set_own(singles(&single));
+        let error = ledger.give(&key("a"), ("shop", "web"), &own("10.1.9.7", "u"), now).unwrap_err();
+        assert!(matches!(error, LedgerError::Shortage(Shortage::NotOwn { .. })), "{single:?}: {error}");
+        assert_eq!(ledger.usage().values().sum::<usize>(), 0, "nothing is left of it");
+    }
+    ledger.set_own(singles(&[("10.1.9.7", Some("u"))]));
+    let given = ledger.give(&key("a"), ("shop", "web"), &own("10.1.9.7", "u"), now).unwrap();
+    let texts: Vec<String> = given.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["10.1.9.7", "fd00:1::1"]);
+    ledger.set_own(singles(&[("10.1.9.7", None)]));
+    assert_eq!(ledger.usage()[&"10.1.9.7/32".parse().unwrap()], 1, "in use, whoever asks for it");
+    ledger.release(&key("a"), now).unwrap();
+    assert_eq!(ledger.usage()[&"10.1.9.7/32".parse().unwrap()], 0);
+}
+
+#[test]
+fn what_a_container_of_before_still_has_is_not_given_to_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = ledger(&directory.path().join("log"), &BTreeMap::new());
+    let now = Instant::now();
+    ledger.set_own(singles(&[("10.1.9.7", Some("u")), ("10.1.9.8", Some("u"))]));
+    ledger.give(&key("a"), ("shop", "web"), &own("10.1.9.7", "u"), now).unwrap();
+    for (address, what) in [("10.1.9.7", "10.1.9.7"), ("10.1.9.8", "02:00:00:00:00:07")] {
+        let error = ledger.give(&key("b"), ("shop", "web"), &own(address, "u"), now).unwrap_err().to_string();
+        assert!(error.contains(what) && error.contains("in use by container a"), "{error}");
+    }
+    ledger.release(&key("a"), now).unwrap();
+    ledger.give(&key("b"), ("shop", "web"), &own("10.1.9.7", "u"), now).unwrap();
+}
+
+#[test]
+fn an_address_of_a_pods_own_and_its_mac_are_known_after_a_restart_with_and_without_the_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut before = ledger(&path, &BTreeMap::new());
+    before.set_own(singles(&[("10.1.9.7", Some("u"))]));
+    let given = before.give(&key("a"), ("shop", "web"), &own("10.1.9.7", "u"), Instant::now()).unwrap();
+    let links = links_of(&before);
+    drop(before);
+    assert_eq!(ledger(&path, &links).get(&key("a")), Some(&given));
+    std::fs::remove_file(&path).unwrap();
+    let mut after = ledger(&path, &links);
+    assert_eq!(after.get(&key("a")), Some(&given));
+    after.set_own(singles(&[("10.1.9.7", Some("u"))]));
+    assert_eq!(after.usage()[&"10.1.9.7/32".parse().unwrap()], 1);
 }

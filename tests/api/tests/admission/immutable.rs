@@ -57,6 +57,25 @@ async fn a_block_does_not_change() {
 }
 
 #[tokio::test]
+async fn a_block_that_is_kept_for_a_pods_name_moves_with_it_and_changes_in_nothing_else() {
+    let pod = json!({ "namespace": "shop", "name": "web-0", "uid": "1", "statefulSet": "s" });
+    let block = json!({ "pool": "v4", "cidr": "10.20.9.1/32", "node": "a", "pod": pod });
+    let moves = json!({ "node": "b", "pod": { "uid": "2" } });
+    assert_eq!(change("IPBlock", "kept-moves", block.clone(), moves).await, Ok(()));
+    let message = "the operator deletes it and makes another";
+    for (name, other) in [
+        ("kept-pod", json!({ "pod": { "name": "web-1" } })),
+        ("kept-address", json!({ "cidr": "10.20.9.2/32" })),
+        ("kept-set", json!({ "pod": { "statefulSet": null } })),
+    ] {
+        refused("IPBlock", name, block.clone(), other, message).await;
+    }
+    let asked = json!({ "pool": "v4", "cidr": "10.20.9.3/32", "node": "a",
+        "pod": { "namespace": "shop", "name": "web", "uid": "1" } });
+    refused("IPBlock", "asked-for", asked, json!({ "node": "b" }), message).await;
+}
+
+#[tokio::test]
 async fn a_peering_keeps_its_identity() {
     let peering = || json!({ "identity": "a".repeat(64) });
     let other = json!({ "identity": "b".repeat(64) });

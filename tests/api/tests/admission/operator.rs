@@ -46,6 +46,7 @@ async fn the_operator_may_do_what_it_does_and_no_more() {
     let server = ApiServer::shared();
     let does = [
         "patch isthmus.dev/ipblocks",
+        "watch apps/statefulsets",
         "patch isthmus.dev/ippools/status",
         "create isthmus.dev/clusterpeerings",
         "patch multicluster.x-k8s.io/serviceimports",
@@ -58,6 +59,7 @@ async fn the_operator_may_do_what_it_does_and_no_more() {
     ];
     let does_not = [
         "list /secrets",
+        "patch apps/statefulsets",
         "get /secrets shop",
         "patch isthmus.dev/ippools",
         "delete isthmus.dev/clusterpeerings",

@@ -120,6 +120,6 @@ fn know(objects: &mut NodeObjects, wide: bool) {
 fn add_pool(objects: &mut NodeObjects, name: &str, cidr: &str, block: &str) {
     let spec = IPPoolSpec { cidr: cidr.into(), nat_outgoing: true, ..Default::default() };
     objects.pools.insert(name.into(), IPPool::new(name, spec));
-    let spec = IPBlockSpec { pool: name.into(), cidr: block.into(), node: NODE.into() };
+    let spec = IPBlockSpec { pool: name.into(), cidr: block.into(), node: NODE.into(), pod: None };
     objects.blocks.insert(format!("{name}-block"), IPBlock::new(name, spec));
 }
