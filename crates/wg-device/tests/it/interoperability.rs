@@ -84,7 +84,7 @@ fn packets_of_every_size_go_both_ways_inside_and_outside_in_both_families() {
             east.reaches("10.8.0.2");
             for (side, target, header) in [(&east, "10.8.0.2", 28), (&west, "fd08::1", 48)] {
                 for size in [0, 56, 1420 - header] {
-                    let printed = side.ping(target, &format!("-c 5 -i 0.01 -W 5 -M do -s {size}"));
+                    let printed = side.ping(target, &format!("-c 5 -l 5 -i 2 -W 5 -M do -s {size}"));
                     assert!(!lost(&printed), "{name}, {outside:?}, {size} bytes: {printed}");
                 }
             }
@@ -101,7 +101,7 @@ fn keepalives_and_moves_are_understood() {
             known if known == format!("192.0.2.1:{PORT}") => Ok(()),
             other => Err(format!("{name}: {other}")),
         });
-        let printed = west.ping("10.8.0.1", "-c 5 -i 0.01 -W 5");
+        let printed = west.ping("10.8.0.1", "-c 5 -l 5 -i 2 -W 5");
         assert!(!lost(&printed), "{name}: {printed}");
         // One does not follow, the other cannot move itself: its socket stays connected from the address that is gone.
         if name.ends_with(TAILSCALE) || name.starts_with("boringtun-cli") {

@@ -113,7 +113,8 @@ impl Side {
         within(PATIENCE, || self.host.ping(target));
     }
 
-    /// Pings ten times a second and more; how many of them came back.
+    /// Pings; how many of them came back. After the last one ping waits for the interval (`-i`) or twice the longest round trip, whatever
+    /// `-W` says: several at once (`-l`) with a long interval lose none to a machine that has other work.
     pub(crate) fn ping(&self, target: &str, options: &str) -> String {
         self.host.sh(&format!("ping -n -q {options} {target} || true"))
     }

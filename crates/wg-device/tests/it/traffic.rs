@@ -26,7 +26,7 @@ fn both_families_go_both_ways_inside_and_outside_in_every_size() {
             [(&east, "10.8.0.2", 28), (&east, "fd08::2", 48), (&west, "10.8.0.1", 28), (&west, "fd08::1", 48)]
         {
             for size in [0, 1, 56, 1280 - header, 1420 - header] {
-                none_lost(&side.ping(target, &format!("-c 3 -i 0.01 -W 5 -M do -s {size}")));
+                none_lost(&side.ping(target, &format!("-c 3 -l 3 -i 2 -W 5 -M do -s {size}")));
             }
         }
     }
@@ -43,8 +43,8 @@ fn jumbo_frames_pass() {
         side.host.sh("ip link set wire mtu 9000");
     }
     east.reaches("10.8.0.2");
-    none_lost(&east.ping("10.8.0.2", "-c 5 -i 0.01 -W 5 -M do -s 8892"));
-    none_lost(&west.ping("fd08::1", "-c 5 -i 0.01 -W 5 -M do -s 8872"));
+    none_lost(&east.ping("10.8.0.2", "-c 5 -l 5 -i 2 -W 5 -M do -s 8892"));
+    none_lost(&west.ping("fd08::1", "-c 5 -l 5 -i 2 -W 5 -M do -s 8872"));
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_pre_shared_key_changes_under_traffic_and_nothing_is_lost() {
         if latest > handshake { Ok(()) } else { Err(format!("the last handshake was at {latest}")) }
     });
     share(&east, &west, 3);
-    none_lost(&east.ping("10.8.0.2", "-c 20 -i 0.01 -W 10"));
+    none_lost(&east.ping("10.8.0.2", "-c 20 -l 20 -i 2 -W 10"));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_peer_that_moves_is_followed() {
     east.host.sh("ip addr del 192.0.2.1/24 dev wire; ip addr add 192.0.2.77/24 dev wire");
     east.reaches("10.8.0.2");
     assert_eq!(west.shown("endpoints"), format!("192.0.2.77:{PORT}"));
-    none_lost(&west.ping("10.8.0.1", "-c 5 -i 0.01 -W 5"));
+    none_lost(&west.ping("10.8.0.1", "-c 5 -l 5 -i 2 -W 5"));
     // A new port is a move, too.
     east.host.sh(&format!("wg set {} listen-port 40000", east.name));
     east.reaches("10.8.0.2");
@@ -127,7 +127,7 @@ fn keepalives_come_as_often_as_they_were_asked_for_and_open_the_way_back() {
         known if known == format!("192.0.2.1:{PORT}") => Ok(()),
         other => Err(other),
     });
-    none_lost(&west.ping("10.8.0.1", "-c 5 -i 0.01 -W 5"));
+    none_lost(&west.ping("10.8.0.1", "-c 5 -l 5 -i 2 -W 5"));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn of_three_peers_each_gets_what_is_its_own() {
     }
     for (number, spoke) in &spokes {
         spoke.reaches("10.8.0.254");
-        none_lost(&hub.ping(&format!("10.8.0.{number}"), "-c 5 -i 0.01 -W 5"));
+        none_lost(&hub.ping(&format!("10.8.0.{number}"), "-c 5 -l 5 -i 2 -W 5"));
     }
     // From spoke to spoke, through the hub.
     hub.host.sh("sysctl -qw net.ipv4.ip_forward=1");
@@ -205,7 +205,7 @@ fn without_any_of_the_kernels_features_streams_pass_whole_and_datagrams_too() {
         let [east, west] = pair(&lab, &Program::ours_with(without), &Program::ours(), 1420);
         east.reaches("10.8.0.2");
         for size in [0, 56, 1280 - 28, 1420 - 28] {
-            none_lost(&east.ping("10.8.0.2", &format!("-c 20 -i 0.005 -W 5 -M do -s {size}")));
+            none_lost(&east.ping("10.8.0.2", &format!("-c 20 -l 20 -i 2 -W 5 -M do -s {size}")));
         }
         stream(&east, &west, "10.8.0.2", 2 << 20);
         stream(&west, &east, "10.8.0.1", 2 << 20);
@@ -251,13 +251,13 @@ fn a_peer_is_answered_from_the_address_that_it_asked_at() {
         let brackets = if family == "ip6" { format!("[{asked}]") } else { asked.to_owned() };
         east.peer(&west, &format!("endpoint {brackets}:{PORT}"));
         east.reaches("10.8.0.2");
-        none_lost(&east.ping("10.8.0.2", "-c 20 -i 0.01 -W 5"));
-        none_lost(&west.ping("10.8.0.1", "-c 20 -i 0.01 -W 5"));
+        none_lost(&east.ping("10.8.0.2", "-c 20 -l 20 -i 2 -W 5"));
+        none_lost(&west.ping("10.8.0.1", "-c 20 -l 20 -i 2 -W 5"));
         assert_eq!(east.shown("endpoints"), format!("{brackets}:{PORT}"));
     }
     // The address goes: west answers from another one, and nothing is lost.
     east.host.sh("nft flush ruleset");
     west.host.sh("ip addr del fd00:2::20/64 dev wire");
-    none_lost(&west.ping("10.8.0.1", "-c 20 -i 0.01 -W 5"));
+    none_lost(&west.ping("10.8.0.1", "-c 20 -l 20 -i 2 -W 5"));
     assert_eq!(east.shown("endpoints"), format!("[fd00:2::2]:{PORT}"));
 }
