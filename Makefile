@@ -18,7 +18,6 @@ deps: ## Install the Debian packages that are missing (as root), check Go and Ru
 
 build: ## Build the binaries
 	$(CARGO) build --profile $(PROFILE) $(BINARIES)
-	$(if $(filter release,$(PROFILE)),$(CARGO) build --profile shim -p isthmus-cni)
 
 image: build ## Write the Isthmus image (no daemon) and say where
 	@$(XTASK) image --profile $(PROFILE)

@@ -13,6 +13,8 @@ use isthmus_kernel::netns;
 use isthmus_testkit::{Lab, Namespace};
 use serde_json::json;
 use tempfile::TempDir;
+use xtask::on_node;
+use xtask::places::Places;
 
 use crate::agent::{CNI_SOCKET, DATAPLANE_SOCKET, NODE_ADDRESS};
 use crate::report::table;
@@ -52,13 +54,14 @@ struct Samples {
 ///
 /// # Errors
 /// A plugin fails, or Debian's are not installed.
-pub(crate) fn measure(lab: &Lab, rounds: usize) -> Result<String> {
+pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<String> {
     tools::need(&["containernetworking-plugins", "iproute2"])?;
-    let (debian, ours) = (PathBuf::from(DEBIAN_PLUGINS), linked_plugins()?);
+    let (debian, ours) = (PathBuf::from(DEBIAN_PLUGINS), linked_plugins(places)?);
+    let shim = on_node::build(places, "isthmus-cni")?.program;
     let bridge = json!({ "bridge": "bench0", "isGateway": true });
     let contenders = [
-        Contender::isthmus(lab, "isthmus-cni", false)?,
-        Contender::isthmus(lab, "isthmus-cni, IPv4 and IPv6", true)?,
+        Contender::isthmus(lab, "isthmus-cni", &shim, false)?,
+        Contender::isthmus(lab, "isthmus-cni, IPv4 and IPv6", &shim, true)?,
         Contender::plugin(lab, "ptp", &debian, "ptp", json!({}))?,
         Contender::plugin(lab, "bridge", &debian, "bridge", bridge.clone())?,
         Contender::plugin(lab, "isthmus-plugins, ptp", ours.path(), "ptp", json!({}))?,
@@ -127,9 +130,9 @@ fn rows(contenders: &[Contender], samples: &[Samples]) -> String {
 }
 
 /// A directory with a link for each plugin of ours.
-fn linked_plugins() -> Result<TempDir> {
+fn linked_plugins(places: &Places) -> Result<TempDir> {
     let directory = tempfile::tempdir()?;
-    let program = tools::ours("isthmus-plugins")?;
+    let program = on_node::build(places, "isthmus-plugins")?.program;
     for plugin in ["bridge", "ptp", "host-local"] {
         std::os::unix::fs::symlink(&program, directory.path().join(plugin))?;
     }
@@ -137,7 +140,7 @@ fn linked_plugins() -> Result<TempDir> {
 }
 
 impl Contender {
-    fn isthmus(lab: &Lab, name: &'static str, dual_stack: bool) -> Result<Self> {
+    fn isthmus(lab: &Lab, name: &'static str, shim: &Path, dual_stack: bool) -> Result<Self> {
         let (node, outside) = (lab.namespace("node"), lab.namespace("outside"));
         let address = format!("{NODE_ADDRESS}/24");
         lab.cable((&node, "eth0", &[&address]), (&outside, "eth0", &["172.18.0.254/24"]));
@@ -155,7 +158,7 @@ impl Contender {
         let contender = Self {
             name,
             node,
-            program: tools::ours("isthmus-cni")?,
+            program: shim.to_owned(),
             path: PathBuf::new(),
             config: json!({ "cniVersion": "1.1.0", "name": "isthmus", "type": "isthmus-cni" }).to_string(),
             socket: directory.path().join(CNI_SOCKET),

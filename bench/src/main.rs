@@ -78,7 +78,7 @@ fn run(only: &[Part], rounds: usize, dry_run: bool) -> Result<()> {
     let wanted = |part: Part| only.is_empty() || only.contains(&part);
     let mut sections = Vec::new();
     if wanted(Part::Cni) {
-        sections.push(("cni", cni::measure(&lab, rounds)?));
+        sections.push(("cni", cni::measure(&lab, &places, rounds)?));
     }
     if wanted(Part::Tunnel) {
         sections.push(("tunnel", tunnel::measure(&lab, &places, rounds)?));

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::on_node;
 use crate::run::{command, output, step, succeeds};
 
 /// A program that must be there, and the Debian package that brings it.
@@ -37,7 +38,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 const GO_AT_LEAST: (u32, u32) = (1, 26);
 
 /// Installs missing packages (as root on Debian; elsewhere names the command) and checks Go and Rust.
-pub fn install() -> Result<()> {
+pub fn install(repo: &Path) -> Result<()> {
     let missing = missing_packages();
     if missing.is_empty() {
         eprintln!("all system packages are there");
@@ -47,6 +48,7 @@ pub fn install() -> Result<()> {
     check_go()?;
     let cargo = output(&mut command("cargo", ["--version"])).context("Rust is needed: https://rustup.rs")?;
     eprintln!("{}", cargo.trim());
+    on_node::install_target(repo);
     Ok(())
 }
 

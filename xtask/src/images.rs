@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::{Cache, Key};
 use crate::image::{Files, Image, SystemRoot, write_archive};
+use crate::on_node::{self, OnNode};
 use crate::places::Places;
 use crate::run::{command, logged, output, step};
 use crate::tools::{self, KUBERNETES_VERSION};
@@ -140,14 +141,11 @@ pub fn agnhost_archive(places: &Places, programs: &Programs, root: &Path) -> Res
 /// Writes the Isthmus image from the binaries of this checkout to `out` and returns its ID.
 pub fn write_isthmus(places: &Places, profile: &str, out: &Path) -> Result<String> {
     let folder = places.repo.join("target").join(if profile == "dev" { "debug" } else { profile });
-    let built = |name: &str| {
-        // Released, it has a profile of its own.
-        let shim = profile == "release" && name == "isthmus-cni";
-        if shim { folder.with_file_name("shim").join(name) } else { folder.join(name) }
-    };
+    // The other plugins take a minute and a half to build so, which a lab is not worth.
+    let for_nodes = |name: &str| name == "isthmus-cni" || (name == "isthmus-plugins" && profile == "release");
     let missing: Vec<&str> = ISTHMUS_BINARIES
         .iter()
-        .filter(|(name, _)| !built(name).exists())
+        .filter(|(name, _)| !for_nodes(name) && !folder.join(name).exists())
         .map(|(_, package)| *package)
         .collect();
     if !missing.is_empty() {
@@ -160,10 +158,20 @@ pub fn write_isthmus(places: &Places, profile: &str, out: &Path) -> Result<Strin
     let stripped = tempfile::tempdir_in(out.parent().context("an image lies in a folder")?)?;
     let mut files = Files::default();
     for (name, _) in ISTHMUS_BINARIES {
+        let built = if for_nodes(name) {
+            on_node::build(places, name)?
+        } else {
+            OnNode { program: folder.join(name), is_static: false }
+        };
         let small = stripped.path().join(name);
-        output(command("strip", ["-o"]).arg(&small).arg(built(name)))?;
-        let path = small.to_str().context("the cache's path is not UTF-8")?;
-        SystemRoot::host().add_as(&mut files, path, &format!("/usr/bin/{name}"))?;
+        output(command("strip", ["-o"]).arg(&small).arg(built.program))?;
+        let (path, inside) =
+            (small.to_str().context("the cache's path is not UTF-8")?, format!("/usr/bin/{name}"));
+        if built.is_static {
+            files.copy(&inside, &small, 0o755);
+        } else {
+            SystemRoot::host().add_as(&mut files, path, &inside)?;
+        }
     }
     files.text(
         "/etc/passwd",

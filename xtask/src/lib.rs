@@ -11,6 +11,7 @@ pub mod images;
 pub mod kind_config;
 pub mod lab;
 pub mod node_image;
+pub mod on_node;
 pub mod places;
 pub mod rootfs;
 pub mod run;

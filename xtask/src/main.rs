@@ -135,7 +135,7 @@ fn run() -> Result<()> {
     }
     let places = Places::find()?;
     match Arguments::parse().command {
-        Command::Deps => deps::install(),
+        Command::Deps => deps::install(&places.repo),
         Command::Build => build(&places),
         Command::Image { profile } => {
             let (archive, id) = lab::load::isthmus_archive(&places, &profile)?;
