@@ -12,6 +12,9 @@ pub(crate) fn explain(error: kube::Error, tried: &str) -> Error {
                 "Isthmus is not installed in this cluster; install it with `kubectl apply --server-side -k config/default`".to_owned()
             }
             401 => "the credentials of this context are not accepted; renew them in the kubeconfig".to_owned(),
+            403 if status.message.contains("pods/exec") => {
+                format!("{}; ask for a role that allows get and create on pods/exec there", status.message)
+            }
             403 => format!("{}; ask for the cluster role isthmus-admin or another that allows it", status.message),
             _ => status.message.clone(),
         },
@@ -57,6 +60,14 @@ mod tests {
                 .to_string();
 
         assert!(text.contains("not installed") && text.contains("kubectl apply"), "{text}");
+    }
+
+    #[test]
+    fn who_may_not_run_a_program_in_a_pod_is_told_the_right_that_it_takes() {
+        let message = "pods \"isthmus-agent-x\" is forbidden: User \"a\" cannot get resource \"pods/exec\"";
+        let text = explain(refusal(403, message, "isthmus-agent-x"), "run isthmus-agent").to_string();
+
+        assert!(text.ends_with("ask for a role that allows get and create on pods/exec there"), "{text}");
     }
 
     #[test]
