@@ -87,6 +87,22 @@ fn no_packet_is_lost_while_agents_are_killed_and_start_again() {
 }
 
 #[test]
+fn no_packet_is_lost_while_the_data_plane_is_exchanged_on_every_node() {
+    let Some(duo) = peered() else { return };
+    let flows = flows();
+    let rollout = |verb: &[&str]| {
+        let line = ["-n", "isthmus-system", "rollout"];
+        kubectl(EAST, &[&line, verb, &["daemonset/isthmus-dataplane"]].concat())
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    };
+    rollout(&["restart"]);
+    // One node after the other, each new pod beside the old one for a while.
+    rollout(&["status", "--timeout=300s"]);
+    duo.condition(EAST, "Ready", "True", BACK_AGAIN);
+    nothing_lost(flows);
+}
+
+#[test]
 fn traffic_comes_back_after_data_planes_are_killed() {
     let Some(_duo) = peered() else { return };
     let (from, to) = (pod(EAST, "one"), pod(WEST, "three"));
