@@ -6,6 +6,7 @@
 //! What was found stays in the corpus under a name that says what it was. The target `wg-wire` is a package of its own, `wire/`,
 //! where time is virtual.
 
+mod changed;
 pub mod corpus;
 pub mod fixture;
 mod input;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::tunnels::{Done, Side, packet_to_east, shake_hands, two_sides};
 use crate::Seed;
+use crate::changed::changed;
 use crate::input::{Input, Script};
 
 const ANY: u8 = 0;
@@ -117,21 +118,6 @@ fn sent(wire: &mut Vec<Vec<u8>>, done: Done) {
     if let Done::Send(datagram) = done {
         wire.push(datagram);
     }
-}
-
-/// A genuine datagram with one byte changed or without its end. The last 16 bytes of a handshake message are checked under
-/// load only (WireGuard paper, 5.4.4): they stay.
-fn changed(genuine: &[u8], input: &mut Input<'_>) -> Option<Vec<u8>> {
-    let checked = if matches!(genuine.first()?, 1 | 2) { genuine.len() - 16 } else { genuine.len() };
-    let at = usize::from(input.u16()) % checked;
-    let change = input.u8();
-    let mut datagram = genuine.to_vec();
-    if change == 0 {
-        datagram.truncate(at);
-    } else {
-        datagram[at] ^= change;
-    }
-    Some(datagram)
 }
 
 pub(crate) fn seeds() -> Vec<Seed> {

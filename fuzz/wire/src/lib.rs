@@ -4,6 +4,8 @@
 //! [`target`] is the fuzz target `wg-wire`, whose inputs say what a hostile wire does; `tests/time.rs` holds what the protocol says
 //! of time. The engines are the product's; only the clock inside `boringtun` is another.
 
+#[path = "../../src/changed.rs"]
+mod changed;
 mod clock;
 pub mod forge;
 mod host;

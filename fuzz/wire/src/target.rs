@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use isthmus_wg::PrivateKey;
 
+use crate::changed::changed;
 use crate::forge;
 use crate::host::Kind;
 use crate::input::{Input, Script};
@@ -156,21 +157,6 @@ impl Run {
 /// Which of so many: counted from the newest.
 fn place(of: usize, input: &mut Input<'_>) -> Option<usize> {
     of.checked_sub(1 + usize::from(input.u8()))
-}
-
-/// A genuine datagram with one byte changed or without its end. The last 16 bytes of a handshake message are checked under
-/// load only (WireGuard paper, 5.4.4): they stay.
-fn changed(genuine: &[u8], input: &mut Input<'_>) -> Option<Vec<u8>> {
-    let checked = if matches!(genuine.first()?, 1 | 2) { genuine.len() - 16 } else { genuine.len() };
-    let at = usize::from(input.u16()) % checked;
-    let change = input.u8();
-    let mut datagram = genuine.to_vec();
-    if change == 0 {
-        datagram.truncate(at);
-    } else {
-        datagram[at] ^= change;
-    }
-    Some(datagram)
 }
 
 /// Inputs to begin with: file names and bytes.
