@@ -177,7 +177,7 @@ impl NodeIntent {
 
     /// Pools that give this node's pods addresses unasked.
     fn giving(&self) -> impl Iterator<Item = (&PoolName, &Pool)> {
-        self.serving().filter(|(_, pool)| !pool.reserved.contains(&pool.cidr))
+        self.serving().filter(|(_, pool)| gives_unasked(pool))
     }
 
     /// Pools of which pods of this node may have addresses.
@@ -264,7 +264,7 @@ impl NodeIntent {
                 "give the pod a nodeSelector for the pool's nodes, or name another pool",
             );
         }
-        if pool.reserved.contains(&pool.cidr) && !keeps {
+        if !gives_unasked(pool) && !keeps {
             return not("which gives nothing out unasked", "ask for an address of it, or name another pool");
         }
         if !is_open_to(pool, namespace) {
@@ -273,6 +273,10 @@ impl NodeIntent {
         }
         Ok(pool)
     }
+}
+
+fn gives_unasked(pool: &Pool) -> bool {
+    !pool.reserved.contains(&pool.cidr)
 }
 
 fn is_open_to(pool: &Pool, namespace: &str) -> bool {

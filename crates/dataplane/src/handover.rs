@@ -199,7 +199,8 @@ fn has_hung_up(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-fn be_patient(connection: &OwnedFd, patience: Duration) -> io::Result<()> {
+/// Bounds how long sending and receiving on a connection between our processes may wait.
+pub(crate) fn be_patient(connection: &OwnedFd, patience: Duration) -> io::Result<()> {
     let patience = TimeVal::seconds(patience.as_secs().cast_signed());
     setsockopt(connection, ReceiveTimeout, &patience)?;
     Ok(setsockopt(connection, SendTimeout, &patience)?)

@@ -126,7 +126,7 @@ impl Packets {
             self.play_role(heard.relay_ended, now);
             if now >= self.next_retry {
                 self.next_retry = now + RETRY_EVERY;
-                if self.role.opens() {
+                if self.role.decides() {
                     self.devices.reopen(&mut self.carrier);
                     let _ = self.open_port();
                 }

@@ -18,8 +18,6 @@ use isthmus_wg_device::sleep_until;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout, sockopt::SendTimeout};
-use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 
 use crate::StartError;
@@ -120,9 +118,7 @@ impl ParentProcess {
             self.kept = Kept::default();
         }
         let (channel, theirs) = record_pair()?;
-        let patience = TimeVal::seconds(PATIENCE.as_secs().cast_signed());
-        setsockopt(&channel, SendTimeout, &patience)?;
-        setsockopt(&channel, ReceiveTimeout, &patience)?;
+        handover::be_patient(&channel, PATIENCE)?;
         // The file may have another name by now, as after an update of the program without a container.
         let there = self.program.exists();
         let program = if there { self.program.clone() } else { "/proc/self/exe".into() };

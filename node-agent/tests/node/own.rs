@@ -35,6 +35,12 @@ fn know_pod(objects: &mut NodeObjects, name: &str, asks: &[(&str, &str)]) {
     objects.pods.insert(("shop".into(), name.into()), pod);
 }
 
+/// And a pod that asks for nothing.
+fn on_request_with_far(objects: &mut NodeObjects) {
+    on_request(objects);
+    know_pod(objects, "far", &[]);
+}
+
 /// What the operator gives a node for a pod.
 fn give(objects: &mut NodeObjects, node: &str, pod: &str) {
     let uid = format!("uid-of-{pod}");
@@ -64,15 +70,11 @@ fn tells(node: &TestNode, asking: &[&str], in_use: Option<i64>) {
 async fn a_pod_gets_the_addresses_that_it_asks_for_and_other_nodes_reach_it() {
     let Some(lab) = Lab::new("agent-own") else { return };
     let [one, two] = two_nodes(&lab);
-    let know = |objects: &mut NodeObjects| {
-        on_request(objects);
-        know_pod(objects, "far", &[]);
-    };
     one.know(|objects| {
-        know(objects);
+        on_request_with_far(objects);
         know_pod(objects, "web", &[(IP_ADDRESSES, ADDRESS), (MAC_ADDRESS, "02:00:00:00:00:07")]);
     });
-    two.know(know);
+    two.know(on_request_with_far);
     ready(&one);
     ready(&two);
     tells(&one, &["web 10.1.9.7"], None);
@@ -184,16 +186,12 @@ fn know_kept(objects: &mut NodeObjects, here: bool, node: &str, uid: &str) {
 async fn a_kept_address_is_given_where_its_block_is_and_routes_follow_it_to_another_node() {
     let Some(lab) = Lab::new("agent-kept") else { return };
     let [one, two] = two_nodes(&lab);
-    let know = |objects: &mut NodeObjects| {
-        on_request(objects);
-        know_pod(objects, "far", &[]);
-    };
     one.know(|objects| {
-        know(objects);
+        on_request_with_far(objects);
         know_kept(objects, true, "n1", "first");
     });
     two.know(|objects| {
-        know(objects);
+        on_request_with_far(objects);
         know_kept(objects, false, "n1", "first");
     });
     ready(&one);

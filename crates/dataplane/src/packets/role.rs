@@ -35,13 +35,8 @@ impl Role {
         matches!(self, Self::Carrying | Self::Waiting { .. })
     }
 
-    /// Whether keys are its to change.
+    /// Whether keys are its to change, and devices and port its to open.
     pub(super) fn decides(&self) -> bool {
-        matches!(self, Self::Carrying)
-    }
-
-    /// Whether it opens what is missing.
-    pub(super) fn opens(&self) -> bool {
         matches!(self, Self::Carrying)
     }
 
