@@ -15,6 +15,7 @@ pub mod on_node;
 pub mod places;
 pub mod rootfs;
 pub mod run;
+pub mod space;
 pub mod suite;
 pub mod tools;
 pub mod topology;

@@ -13,7 +13,7 @@ use crate::node_image::{self, NodeImage, Parts};
 use crate::places::Places;
 use crate::run::{output, step, succeeds};
 use crate::topology::Topology;
-use crate::{deps, tools};
+use crate::{deps, space, tools};
 
 /// Brings the topology `name` up. Does nothing if it is up and well; starts anew if it is there but not well.
 pub fn up(places: &Places, name: &str) -> Result<()> {
@@ -26,6 +26,7 @@ pub fn up(places: &Places, name: &str) -> Result<()> {
     }
     let site = Site::choose()?;
     ensure_prerequisites()?;
+    space::ensure(&places.cache, space::OF_A_LAB, "the lab")?;
     let kind = tools::KIND.build(places)?.join("kind");
     let kubectl = tools::KUBERNETES.build(places)?.join("kubectl");
     let node_image = match site {
