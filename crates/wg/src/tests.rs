@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two engines and a wire in memory.
 
+mod allocations;
 mod flood;
 mod hostile;
 
