@@ -230,10 +230,8 @@ impl<'a> Soak<'a> {
         let calls = self.tally.adds + self.tally.dels - calls;
         // What is still under way for the last call (a connection that is being closed) is soon over.
         within(SOON, || {
-            let growths = ["agent", "data plane"].into_iter().zip(before).zip(self.sizes());
-            growths
-                .map(|((what, before), after)| grew_not(what, before, after, calls))
-                .collect::<Result<(), _>>()
+            let mut growths = ["agent", "data plane"].into_iter().zip(before).zip(self.sizes());
+            growths.try_for_each(|((what, before), after)| grew_not(what, before, after, calls))
         });
     }
 
