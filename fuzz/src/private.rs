@@ -52,6 +52,7 @@ pub(crate) mod probe {
     pub(crate) mod datagram;
     pub(crate) mod mtu;
     pub(crate) mod path;
+    pub(crate) mod train;
 }
 
 /// Cutting and joining of packets.

@@ -412,6 +412,8 @@ impl Engine {
         let metrics = &self.wiring.node.metrics;
         metrics.set("addresses_in_use", usage.values().sum::<usize>() as f64);
         metrics.set_info("offload_info", "feature", &self.facts.dataplane.offload);
+        let unsegmented = self.facts.dataplane.probes.values().filter(|probe| probe.unsegmented).count();
+        metrics.set("unsegmented_paths", unsegmented as f64);
         let problems = self.problems.as_deref();
         let report =
             status::report(&self.intent, &self.facts, &usage, readiness, &self.told_failures(), problems);

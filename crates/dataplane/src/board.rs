@@ -75,6 +75,11 @@ impl Board {
         self.post(|state| std::mem::replace(&mut state.offload, offload) != state.offload);
     }
 
+    /// Who encrypts.
+    pub(crate) fn mode(&self) -> WireGuardMode {
+        self.lock().state.mode
+    }
+
     /// What probes measured last.
     pub(crate) fn probes(&self) -> BTreeMap<String, ProbeState> {
         self.lock().state.probes.clone()

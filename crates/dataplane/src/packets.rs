@@ -7,8 +7,9 @@ mod inherited;
 mod role;
 mod thread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
@@ -256,6 +257,17 @@ impl Packets {
         states.collect()
     }
 
+    /// Where the ends are to which segmented sends are lost.
+    fn unsegmented(&self, tunnels: &BTreeMap<LinkName, TunnelState>) -> BTreeSet<SocketAddr> {
+        let probes = self.board.probes();
+        let lossy = self
+            .config
+            .probes
+            .iter()
+            .filter(|(name, _)| probes.get(*name).is_some_and(|probe| probe.unsegmented));
+        lossy.filter_map(|(_, probe)| tunnels.get(probe.device.as_ref()?)?.endpoint).collect()
+    }
+
     /// Tells what was counted and what keys there are.
     fn post(&mut self) -> BTreeMap<LinkName, TunnelState> {
         let drops = std::mem::take(&mut self.carrier.drops);
@@ -277,6 +289,7 @@ impl Packets {
         if self.role.obeys() {
             self.scribe.note(self.memory(&states));
         }
+        self.carrier.send_singly(self.unsegmented(&states));
         self.board.post_tunnels(states.clone());
         let features = self.carrier.features();
         self.board.post_offload(features.iter().map(|feature| feature.name().to_owned()).collect());

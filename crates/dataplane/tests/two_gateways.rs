@@ -7,8 +7,31 @@ mod lab;
 
 use std::time::{Duration, Instant};
 
+use isthmus_model::dataplane::DataplaneState;
 use lab::agents::{rotates, survives_in_each_phase};
 use lab::{TUNNEL, as_root, ping_loss, tunnel};
+
+#[test]
+fn where_segmented_sends_are_lost_datagrams_leave_one_by_one() {
+    let Some(pair) = as_root("segmented sends are lost") else { return };
+    let reached = |state: &DataplaneState| state.probes.get("tunnel").is_some_and(|probe| probe.up);
+    pair.east.until("the probe is up", reached);
+    // What is longer than the wire's MTU has yet to be cut. It is lost where it arrives: the sender is told of none.
+    pair.west.run(
+        "nft 'add table inet wire; add chain inet wire in { type filter hook prerouting priority 0; }; \
+         add counter inet wire lost; \
+         add rule inet wire in iifname wire udp dport 51820 meta length > 1600 counter name lost drop'",
+    );
+    let lost = || pair.west.run("nft list counter inet wire lost");
+    let state = pair.east.until("datagrams leave one by one", |state| state.probes["tunnel"].unsegmented);
+    assert!(state.probes["tunnel"].up, "{state:#?}");
+    assert!(!lost().contains("packets 0 "), "{}", lost());
+    // By then it is done: eight at once pass, as one by one they always did.
+    pair.east.eventually("ping -c 8 -l 8 -i 2 -W 2 -s 1300 10.2.0.0", |out| ping_loss(out) == 0);
+    let before = lost();
+    let out = pair.east.run("ping -c 64 -l 64 -i 2 -W 5 -s 1300 10.2.0.0");
+    assert_eq!((ping_loss(&out), lost()), (0, before), "{out}");
+}
 
 #[test]
 fn packets_of_both_families_cross_the_tunnel_and_nothing_of_them_is_readable_on_the_wire() {

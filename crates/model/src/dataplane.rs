@@ -192,4 +192,7 @@ pub struct ProbeState {
     pub path_mtu: Option<u16>,
     /// What the responder said of itself: names of the peers (ClusterPeerings) that it reaches now.
     pub reaches: BTreeSet<String>,
+    /// Datagrams of this path leave one by one: segmented sends (UDP_SEGMENT) were lost on it, single ones not.
+    #[serde(default)]
+    pub unsegmented: bool,
 }

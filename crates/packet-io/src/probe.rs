@@ -120,6 +120,22 @@ impl ProbeSocket {
         sendmsg(self.socket.as_raw_fd(), &slices, attached, MsgFlags::MSG_DONTWAIT, Some(&to))?;
         Ok(())
     }
+
+    /// Sends datagrams of `length` bytes each, which lie one after the other, at once (UDP_SEGMENT); one by one where the kernel or
+    /// the device cannot.
+    ///
+    /// # Errors
+    /// As of [`Self::send`].
+    pub fn send_together(&self, to: SocketAddr, datagrams: &[u8], length: usize) -> io::Result<()> {
+        let segment = u16::try_from(length).map_err(io::Error::other)?;
+        let (address, slices) = (SockaddrStorage::from(to), [IoSlice::new(datagrams)]);
+        let attached = [ControlMessage::UdpGsoSegments(&segment)];
+        let descriptor = self.socket.as_raw_fd();
+        match sendmsg(descriptor, &slices, &attached, MsgFlags::MSG_DONTWAIT, Some(&address)) {
+            Ok(_) => Ok(()),
+            Err(_) => datagrams.chunks(length).try_for_each(|datagram| self.send(to, datagram, None)),
+        }
+    }
 }
 
 impl AsFd for ProbeSocket {

@@ -6,6 +6,7 @@ mod control;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -145,6 +146,8 @@ pub struct SendBatch {
     bytes: Vec<u8>,
     filled: Vec<Filled>,
     sources: Sources,
+    /// Who gets datagrams one by one.
+    singly: BTreeSet<SocketAddr>,
     /// What failed when it was used.
     failed: Features,
 }
@@ -162,7 +165,8 @@ impl Default for SendBatch {
     fn default() -> Self {
         let filled = Vec::with_capacity(SEND_SLOTS);
         let sources = Sources::default();
-        Self { bytes: vec![0; SEND_SLOTS * SLOT_BYTES], filled, sources, failed: Features::new() }
+        let (singly, failed) = (BTreeSet::new(), Features::new());
+        Self { bytes: vec![0; SEND_SLOTS * SLOT_BYTES], filled, sources, singly, failed }
     }
 }
 
@@ -203,6 +207,11 @@ impl SendBatch {
     /// sent from there any more.
     pub fn asked_at(&mut self, peer: SocketAddr, own: IpAddr) {
         self.sources.remember(peer, own);
+    }
+
+    /// Sends nothing segmented to these from now on: it would not arrive.
+    pub fn send_singly(&mut self, to: BTreeSet<SocketAddr>) {
+        self.singly = to;
     }
 
     /// What failed when it was used, and is not used any more.
@@ -259,6 +268,7 @@ impl SendBatch {
         let mut rest = &self.filled[at..];
         while let Some(first) = rest.first().copied() {
             let mut count = 1;
+            let segmentation = segmentation && !self.singly.contains(&first.to);
             while segmentation
                 && count < rest.len().min(SEGMENTS)
                 && (count + 1) * first.length <= SEGMENTED_BYTES

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Carries packets between TUN devices and the WireGuard port. Nothing is allocated for a packet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -190,6 +190,11 @@ impl Carrier {
         let mut devices = self.devices.values().map(|tun| tun.features().clone());
         let of_devices = devices.next().map(|first| devices.fold(first, |all, more| &all & &more));
         of_port.chain(of_devices.unwrap_or_default()).collect()
+    }
+
+    /// Sends nothing segmented to these from now on.
+    pub fn send_singly(&mut self, to: BTreeSet<SocketAddr>) {
+        self.outgoing.send_singly(to);
     }
 
     /// Forgets how often the bell rang.

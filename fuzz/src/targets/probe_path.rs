@@ -96,6 +96,9 @@ impl Run {
             assert!((FLOOR_BYTES..=max).contains(&size.size), "{size:?}");
             self.sizes.push(size);
         }
+        if let Some(nonces) = self.path.poll_train(self.now, &mut nonce) {
+            assert!(self.path.is_up() && nonces.is_sorted(), "{nonces:?}");
+        }
     }
 
     /// Nonces of ours are small numbers here: what is guessed never is one.

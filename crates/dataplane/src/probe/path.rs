@@ -8,6 +8,7 @@ use isthmus_model::dataplane::{Probe, ProbeState};
 
 use super::datagram::{Answer, Header, Purpose};
 use super::mtu::{MtuSearch, Try};
+use super::train::{CARS, Trains};
 
 /// Loss is of so many.
 const LOSS_OF: usize = 100;
@@ -28,6 +29,15 @@ struct Sent {
     answered: bool,
 }
 
+/// What the agent, or the thread that carries packets, acts on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Told {
+    up: bool,
+    reaches: BTreeSet<String>,
+    path_mtu: Option<u16>,
+    unsegmented: bool,
+}
+
 /// One path.
 pub(crate) struct Path {
     interval: Duration,
@@ -43,8 +53,9 @@ pub(crate) struct Path {
     reaches: BTreeSet<String>,
     length: usize,
     mtu: Option<MtuSearch>,
-    /// What was told last: up, peers reached, path MTU.
-    told: (bool, BTreeSet<String>, Option<u16>),
+    trains: Trains,
+    /// What was told last.
+    told: Told,
 }
 
 impl Path {
@@ -64,7 +75,8 @@ impl Path {
             reaches: BTreeSet::new(),
             length: SHORT_BYTES,
             mtu: probe.mtu_max.map(|max| MtuSearch::new(max, now)),
-            told: (false, BTreeSet::new(), None),
+            trains: Trains::new(now),
+            told: Told::default(),
         }
     }
 
@@ -74,8 +86,9 @@ impl Path {
             Some(found) => MtuSearch::found_before(max, found, now),
             None => MtuSearch::new(max, now),
         });
-        let told = (known.up, known.reaches.clone(), mtu.as_ref().and_then(MtuSearch::found));
+        let path_mtu = mtu.as_ref().and_then(MtuSearch::found);
         let (up, reaches) = (known.up, known.reaches.clone());
+        let told = Told { up, reaches: reaches.clone(), path_mtu, unsegmented: false };
         Self { up, was_up: up, reaches, mtu, told, ..Self::new(probe, now) }
     }
 
@@ -109,6 +122,7 @@ impl Path {
                 if let Some(mtu) = &mut self.mtu {
                     mtu.pause(now);
                 }
+                self.trains.pause(now);
             }
         }
         let (sequence, nonce) = (self.next_sequence, nonce());
@@ -126,6 +140,12 @@ impl Path {
         if self.up { self.mtu.as_mut()?.poll(now, round_trip, nonce) } else { None }
     }
 
+    /// The nonces of the next train, while the path is up.
+    pub(crate) fn poll_train(&mut self, now: Instant, nonce: impl FnMut() -> u64) -> Option<[u64; CARS]> {
+        let (round_trip, lossless) = (self.round_trip.unwrap_or_default(), self.unanswered == 0);
+        if self.up { self.trains.poll(now, round_trip, lossless, nonce) } else { None }
+    }
+
     /// The device does not take the size that was to be tried.
     pub(crate) fn size_refused(&mut self, now: Instant) {
         if let Some(mtu) = &mut self.mtu {
@@ -139,6 +159,7 @@ impl Path {
             if let Some(mtu) = &mut self.mtu {
                 mtu.answered(answer.header.nonce, inner_size, now);
             }
+            self.trains.answered(answer.header.nonce);
             return;
         }
         let asked =
@@ -163,17 +184,22 @@ impl Path {
 
     /// Whether it was up when [`Self::take_news`] was asked last.
     pub(crate) fn told_up(&self) -> bool {
-        self.told.0
+        self.told.up
     }
 
-    /// Whether something that the agent acts on has changed since this was asked last.
+    /// Whether datagrams of this path left one by one when [`Self::take_news`] was asked last.
+    pub(crate) fn told_unsegmented(&self) -> bool {
+        self.told.unsegmented
+    }
+
+    /// Whether something that others act on has changed since this was asked last.
     pub(crate) fn take_news(&mut self) -> bool {
         let path_mtu = self.mtu.as_ref().and_then(MtuSearch::found);
-        if self.told.0 == self.up && self.told.1 == self.reaches && self.told.2 == path_mtu {
-            return false;
-        }
-        self.told = (self.up, self.reaches.clone(), path_mtu);
-        true
+        let (up, reaches, unsegmented) = (self.up, self.reaches.clone(), self.trains.unsegmented());
+        let now = Told { up, reaches, path_mtu, unsegmented };
+        let changed = now != self.told;
+        self.told = now;
+        changed
     }
 
     /// What is known.
@@ -184,6 +210,7 @@ impl Path {
             loss_percent: self.loss_percent(),
             path_mtu: self.mtu.as_ref().and_then(MtuSearch::found),
             reaches: self.reaches.clone(),
+            unsegmented: self.trains.unsegmented(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::{DataplaneConfig, Probe, ProbeState};
+use isthmus_model::dataplane::{DataplaneConfig, Probe, ProbeState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::PROBE_PORT;
 use isthmus_packet_io::{ProbeSocket, ProbeSocketOptions};
@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::datagram::{self, Header, MAX_BYTES, Purpose};
 use super::path::Path;
+use super::train::{CAR_BYTES, CARS};
 use crate::board::Board;
 use crate::memory::Memory;
 use isthmus_wg_device::{Bell, Ear, bell, sleep_until};
@@ -67,6 +68,7 @@ pub(crate) fn start(board: Arc<Board>, memory: Option<Memory>) -> io::Result<Pro
     let (commands, commanded) = channel();
     let (bell, ear) = bell()?;
     let now = Instant::now();
+    let segments = board.mode() == WireGuardMode::Userspace;
     let mut prober = Prober {
         board,
         commanded,
@@ -79,6 +81,7 @@ pub(crate) fn start(board: Arc<Board>, memory: Option<Memory>) -> io::Result<Pro
         buffer: vec![0; MAX_BYTES + 1],
         next_post: now,
         next_retry: now,
+        segments,
     };
     let run = move || {
         if let Some(memory) = memory {
@@ -111,6 +114,8 @@ struct Prober {
     buffer: Vec<u8>,
     next_post: Instant,
     next_retry: Instant,
+    /// What carries packets may send them segmented: not so where the kernel encrypts.
+    segments: bool,
 }
 
 impl Prober {
@@ -132,7 +137,7 @@ impl Prober {
                 self.answer_requests(address);
             }
             for running in self.probes.values_mut() {
-                running.send_due(now);
+                running.send_due(now, self.segments);
             }
             self.refresh_reaches();
             if now >= self.next_retry {
@@ -286,17 +291,25 @@ impl Prober {
 impl Running {
     /// Writes to the log what the agent acts on. True if it has changed.
     fn tell_news(&mut self, name: &str) -> bool {
-        let was_up = self.path.told_up();
+        let (was_up, was_unsegmented) = (self.path.told_up(), self.path.told_unsegmented());
         let news = self.path.take_news();
         match (was_up, self.path.is_up()) {
             (false, true) => tracing::info!(probe = name, target = %self.probe.target, "path is up"),
             (true, false) => tracing::warn!(probe = name, target = %self.probe.target, "path is down"),
             _ => {}
         }
+        match (was_unsegmented, self.path.told_unsegmented()) {
+            (false, true) => {
+                tracing::warn!(probe = name, "segmented sends are lost here: datagrams leave one by one");
+            }
+            (true, false) => tracing::info!(probe = name, "datagrams leave segmented again"),
+            _ => {}
+        }
         news
     }
 
-    fn send_due(&mut self, now: Instant) {
+    /// `segments`: what is sent to the device may leave this process segmented.
+    fn send_due(&mut self, now: Instant, segments: bool) {
         if let Some((header, length)) = self.path.poll(now, nonce) {
             if self.path.unanswered() % RENEW_AFTER == RENEW_AFTER - 1 {
                 self.socket = None;
@@ -318,6 +331,21 @@ impl Running {
                 _ => {}
             }
         }
+        if segments
+            && self.probe.device.is_some()
+            && let Some(nonces) = self.path.poll_train(now, nonce)
+            && let Err(error) = self.send_train(nonces)
+        {
+            tracing::trace!(%error, target = %self.probe.target, "train not sent");
+        }
+    }
+
+    /// At once, so that they are read from the device, and leave, together.
+    fn send_train(&self, nonces: [u64; CARS]) -> io::Result<()> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let length = usize::from(CAR_BYTES) - headers(self.probe.target.ip());
+        let car = |nonce| datagram::request(Header { purpose: Purpose::Size, sequence: 0, nonce }, length);
+        socket.send_together(self.probe.target, &nonces.map(car).concat(), length)
     }
 
     fn open(&mut self) {
