@@ -23,6 +23,7 @@ const QEMU: &str = "qemu-system-x86_64";
 const TESTS: &[(&str, &str, &str)] = &[
     ("isthmus-dataplane", "kernel_wireguard", "t/deps/wireguard"),
     ("isthmus-plugins", "it", "t/deps/links"),
+    ("isthmus-wg-device", "it", "t/deps/program"),
 ];
 /// Programs that they start: what cargo builds, its name below the target directory, and where it goes.
 const STARTED: &[(&[&str], &str, &str)] = &[
@@ -32,6 +33,7 @@ const STARTED: &[(&[&str], &str, &str)] = &[
         "isthmus-plugins",
         "t/deps/isthmus-plugins",
     ),
+    (&["--package", "isthmus-wg-device", "--bin", "isthmus-wg"], "isthmus-wg", "t/deps/isthmus-wg"),
 ];
 /// The machine says this with the exit code of the tests.
 const VERDICT: &str = "vm: ended ";

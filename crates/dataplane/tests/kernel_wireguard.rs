@@ -9,6 +9,8 @@ mod lab;
 use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, Request, Tunnel, WireGuardMode};
 use isthmus_model::ids::LinkName;
 use lab::agents::{rotates, survives_in_each_phase};
+use lab::crash::{another_than, gaps_of_a_crash};
+use lab::pinger::{a_while, nothing_is_lost, pings, replace_worker};
 use lab::{Pair, TUNNEL, ping_loss, tunnel, with_kernel};
 
 #[test]
@@ -142,5 +144,35 @@ fn a_key_of_a_process_rotates_towards_the_kernel_without_a_packet_lost() {
 fn a_rotation_survives_the_process_in_each_of_its_phases() {
     if let Some(mut pair) = with_kernel("kernel, rotation, killed", ["kernel", "kernel"]) {
         survives_in_each_phase(&mut pair);
+    }
+}
+
+#[test]
+fn a_worker_is_replaced_with_the_kernel_as_its_peer_and_nothing_is_lost() {
+    let Some(pair) = with_kernel("userspace to kernel, replaced", ["userspace", "kernel"]) else { return };
+    let pings = pings(&pair);
+    replace_worker(&pair.east, 2);
+    nothing_is_lost(&pair, pings);
+}
+
+#[test]
+fn a_worker_that_is_killed_is_back_with_the_kernel_as_its_peer() {
+    let Some(mut pair) = with_kernel("userspace to kernel, crash", ["userspace", "kernel"]) else { return };
+    gaps_of_a_crash(&mut pair);
+}
+
+#[test]
+fn where_the_kernel_encrypts_a_worker_is_replaced_and_killed_and_nothing_is_lost() {
+    for peer in ["kernel", "userspace"] {
+        let Some(mut pair) = with_kernel("kernel, replaced and killed", ["kernel", peer]) else { return };
+        let pings = pings(&pair);
+        replace_worker(&pair.east, 2);
+        let killed = pair.east.kill_worker();
+        another_than(&pair.east, killed);
+        a_while(&pair.east);
+        nothing_is_lost(&pair, pings);
+        pair.east.connect(false);
+        let state = pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
+        assert_eq!(state.mode, WireGuardMode::Kernel, "with {peer} as its peer");
     }
 }

@@ -8,26 +8,11 @@ mod lab;
 use std::time::Duration;
 
 use isthmus_model::dataplane::{DataplaneState, Request};
-use lab::pinger::{self, pinger, say};
-use lab::{Pair, Side, TUNNEL, as_root, ping_loss, within};
+use lab::crash::{PATIENCE, another_than, gaps_of_a_crash, settled};
+use lab::{as_root, ping_loss, within};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// What is asked of a crash.
 const BACK_WITHIN: Duration = Duration::from_millis(300);
-
-/// Both know the way and its size.
-fn settled(pair: &Pair) {
-    for side in [&pair.east, &pair.west] {
-        side.until("the probe is up and the path's size known", |state| {
-            state.probes.get("tunnel").is_some_and(|probe| probe.up && probe.path_mtu.is_some())
-        });
-    }
-}
-
-/// Another process works than this one, and carries.
-fn another_than(side: &Side, before: i32) -> i32 {
-    within(PATIENCE, "another worker", || side.workers().into_iter().find(|worker| *worker != before))
-}
 
 #[test]
 fn a_worker_that_is_killed_is_back_before_anybody_misses_it() {
@@ -40,40 +25,6 @@ fn a_worker_that_is_killed_is_back_before_anybody_misses_it() {
     // One of the three had the processor when it needed it. Where the wire itself stands still, so does everything else.
     let in_time = |(gap, bare): &(Duration, Duration)| *gap < BACK_WITHIN.max(*bare * 10);
     assert!(seen.iter().any(in_time), "gaps, and those of the bare wire: {seen:?}");
-}
-
-/// The longest times without an answer, from and to the side whose worker is killed, and beside the tunnel.
-fn gaps_of_a_crash(pair: &mut Pair) -> [Duration; 3] {
-    settled(pair);
-    let (owner, key) = (pair.east.owner_port(), pair.east.state().public_key);
-    // The device's index, and the inode of the socket with port 51820.
-    let kept = || {
-        let port = r"awk '$2 ~ /:CA6C$/ { print $10 }' /proc/net/udp6";
-        format!("ip -o link show {TUNNEL} | cut -d: -f1; {port}")
-    };
-    let before = pair.east.run(&kept());
-    assert_eq!(before.lines().count(), 2, "{before}");
-    let targets = [(&pair.east, "10.2.0.0"), (&pair.west, "fd01::"), (&pair.east, "192.0.2.2")];
-    let pings = targets.map(|(side, to)| pinger(side, to));
-    pair.east.run("ping -q -c 300 -i 0.001 -W 10 10.2.0.0");
-    let killed = pair.east.kill_worker();
-    another_than(&pair.east, killed);
-    // Half a second later, by the clock of pings that no tunnel carries.
-    pair.east.run("ping -q -c 500 -i 0.001 -W 1 192.0.2.2");
-    let answered = pair.east.run("ping -c 1 -W 10 10.2.0.0");
-    assert_eq!(ping_loss(&answered), 0, "{answered}\n{}", pair.east.log());
-    let pinged = pings.map(pinger::Pinger::stop);
-    say("IPv4 from the side whose worker was killed", &pinged[0]);
-    say("IPv6 to it", &pinged[1]);
-    say("on the bare wire", &pinged[2]);
-    pair.east.connect(false);
-    let state = pair.east.state();
-    let logs = || format!("{}\n\n{}", pair.east.log(), pair.west.log());
-    assert!(state.probes["tunnel"].up, "nobody heard that a path was down: {state:#?}\n{}", logs());
-    assert_eq!(state.probes["tunnel"].path_mtu, Some(1420));
-    assert_eq!((pair.east.owner_port(), &state.public_key), (owner, &key));
-    assert_eq!(pair.east.run(&kept()), before, "the same device and the same port");
-    pinged.map(|pinged| pinged.longest_gap)
 }
 
 #[test]

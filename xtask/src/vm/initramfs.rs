@@ -22,7 +22,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/sbin/ip", "usr/bin/ip"),
     ("/bin/ping", "usr/bin/ping"),
     ("/usr/bin/nsenter", "usr/bin/nsenter"),
+    ("/usr/bin/setpriv", "usr/bin/setpriv"),
     ("/usr/bin/unshare", "usr/bin/unshare"),
+    ("/usr/bin/wg", "usr/bin/wg"),
 ];
 const FOLDERS: &[&str] = &["dev", "proc", "run", "sys", "tmp", "etc"];
 
@@ -35,7 +37,7 @@ pub(super) fn write(out: &Path, kernel: &Path, programs: &[(PathBuf, &str)]) -> 
     for (from, to) in ours.chain(theirs) {
         let content = fs::read(from).with_context(|| {
             format!(
-                "{} is missing: apt-get install busybox-static iproute2 iputils-ping util-linux",
+                "{} is missing: apt-get install busybox-static iproute2 iputils-ping util-linux wireguard-tools",
                 from.display()
             )
         })?;

@@ -2,6 +2,7 @@
 //! Two namespaces that belong to two sleeping processes: when the test ends, so do they, and nothing is left.
 
 pub mod agents;
+pub mod crash;
 pub mod pinger;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Ours on one side, each of the others on the other.
+//! Ours on one side, each of the others on the other. The kernel's own WireGuard is one of them where it is there, as in the virtual
+//! machine of `make test-vm`.
 
 use std::io::Write as _;
 use std::sync::LazyLock;
@@ -10,6 +11,7 @@ use xtask::tools::{BORINGTUN_CLI, GOTATUN_CLI, WIREGUARD_GO, WIREGUARD_GO_TAILSC
 
 use crate::side::{PATIENCE, PORT, Program, Side, hosts};
 
+const KERNEL: &str = "the kernel";
 const TAILSCALE: &str = "tailscale's wireguard-go";
 /// Where east and west are.
 const OUTSIDE: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
@@ -41,15 +43,31 @@ fn others() -> Vec<Program> {
     BUILT.clone()
 }
 
+/// The kernel's, or none and a word that the test is skipped.
+fn kernel(lab: &Lab) -> Vec<Program> {
+    let trial = lab.namespace("trial");
+    if let Err(error) = trial.try_sh("ip link add trial type wireguard") {
+        let _ = writeln!(std::io::stderr(), "interoperability: skipped: {error:#}; `make test-vm` has it");
+        return Vec::new();
+    }
+    // Its device is nobody's process; the namespace takes it along when it ends.
+    vec![Program::other(
+        KERNEL,
+        "/bin/sh".into(),
+        &["-c", "ip link add \"$0\" type wireguard; exec sleep 600"],
+    )]
+}
+
 /// Each of the others as west, ours as east, and the other way round. East knows where west is, and has `rest` set for it; both share
 /// a key. All is said at once: boringtun changes no peer that is there.
 fn pairs(
     lab: &Lab,
+    others: Vec<Program>,
     outside: [&'static str; 2],
     rest: &'static str,
 ) -> impl Iterator<Item = (String, [Side; 2])> {
     let both =
-        others().into_iter().flat_map(|other| [(Program::ours(), other.clone()), (other, Program::ours())]);
+        others.into_iter().flat_map(|other| [(Program::ours(), other.clone()), (other, Program::ours())]);
     both.map(move |(east, west)| {
         let [a, b] = hosts(lab);
         let name = format!("{} to {}", east.name, west.name);
@@ -79,8 +97,18 @@ fn lost(printed: &str) -> bool {
 #[test]
 fn packets_of_every_size_go_both_ways_inside_and_outside_in_both_families() {
     let Some(lab) = Lab::new("wg-others") else { return };
+    every_size_passes(&lab, &others());
+}
+
+#[test]
+fn packets_of_every_size_go_to_the_kernel_and_back() {
+    let Some(lab) = Lab::new("wg-kernel") else { return };
+    every_size_passes(&lab, &kernel(&lab));
+}
+
+fn every_size_passes(lab: &Lab, others: &[Program]) {
     for outside in [OUTSIDE, ["[fd00:2::1]", "[fd00:2::2]"]] {
-        for (name, [east, west]) in pairs(&lab, outside, "") {
+        for (name, [east, west]) in pairs(lab, others.to_vec(), outside, "") {
             east.reaches("10.8.0.2");
             for (side, target, header) in [(&east, "10.8.0.2", 28), (&west, "fd08::1", 48)] {
                 for size in [0, 56, 1420 - header] {
@@ -95,7 +123,17 @@ fn packets_of_every_size_go_both_ways_inside_and_outside_in_both_families() {
 #[test]
 fn keepalives_and_moves_are_understood() {
     let Some(lab) = Lab::new("wg-others-2") else { return };
-    for (name, [east, west]) in pairs(&lab, OUTSIDE, "persistent-keepalive 1") {
+    keepalives_and_moves(&lab, others());
+}
+
+#[test]
+fn keepalives_and_moves_are_understood_by_the_kernel() {
+    let Some(lab) = Lab::new("wg-kernel-2") else { return };
+    keepalives_and_moves(&lab, kernel(&lab));
+}
+
+fn keepalives_and_moves(lab: &Lab, others: Vec<Program>) {
+    for (name, [east, west]) in pairs(lab, others, OUTSIDE, "persistent-keepalive 1") {
         // East's keepalive alone says where it is.
         within(PATIENCE, || match west.shown("endpoints") {
             known if known == format!("192.0.2.1:{PORT}") => Ok(()),
@@ -119,7 +157,17 @@ fn keepalives_and_moves_are_understood() {
 #[test]
 fn keys_are_replaced_under_traffic_and_nothing_is_lost() {
     let Some(lab) = Lab::new("wg-others-3") else { return };
-    let pairs: Vec<_> = pairs(&lab, OUTSIDE, "").collect();
+    keys_are_replaced(&lab, others());
+}
+
+#[test]
+fn keys_are_replaced_under_traffic_with_the_kernel() {
+    let Some(lab) = Lab::new("wg-kernel-3") else { return };
+    keys_are_replaced(&lab, kernel(&lab));
+}
+
+fn keys_are_replaced(lab: &Lab, others: Vec<Program>) {
+    let pairs: Vec<_> = pairs(lab, others, OUTSIDE, "").collect();
     for (_, [east, _]) in &pairs {
         east.reaches("10.8.0.2");
     }

@@ -24,11 +24,7 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn ours() -> Self {
-        Self {
-            name: "isthmus-wg",
-            path: env!("CARGO_BIN_EXE_isthmus-wg").into(),
-            arguments: &["--foreground"],
-        }
+        Self { name: "isthmus-wg", path: isthmus_wg(), arguments: &["--foreground"] }
     }
 
     /// Without some of what the kernel can do at once.
@@ -39,6 +35,12 @@ impl Program {
     pub(crate) fn other(name: &'static str, path: PathBuf, arguments: &'static [&'static str]) -> Self {
         Self { name, path, arguments }
     }
+}
+
+/// Beside the test, in the virtual machine, else where cargo built it.
+fn isthmus_wg() -> PathBuf {
+    let beside = std::env::current_exe().expect("a path").with_file_name("isthmus-wg");
+    if beside.exists() { beside } else { env!("CARGO_BIN_EXE_isthmus-wg").into() }
 }
 
 pub(crate) struct Side {
@@ -157,7 +159,7 @@ pub(crate) fn pair(lab: &Lab, east: &Program, west: &Program, mtu: u32) -> [Side
 
 /// Runs the program to its end and gives what it printed on both outputs.
 pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_isthmus-wg"));
+    let mut command = Command::new(isthmus_wg());
     let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
