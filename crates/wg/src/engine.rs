@@ -197,12 +197,12 @@ impl Engine {
         let known = device.allowed.peer_of(to).and_then(|id| self.peers.get_mut(id.0));
         let Some(peer) = known else { return Action::Dropped(Drop::NotAllowed) };
         let Some(endpoint) = peer.endpoint else { return Action::Dropped(Drop::NoEndpoint) };
-        if self.retired && peer.sender().tunn.time_since_last_handshake().is_none() {
+        if self.retired && !peer.can_send() {
             return Action::Dropped(Drop::Retired);
         }
         peer.sent_bytes += packet.len() as u64;
         peer.last_sent = now;
-        let tunn = &mut peer.sender().tunn;
+        let Some(tunn) = peer.sender(&self.own) else { return Action::Dropped(Drop::Unknown) };
         let padded_len = packet.len().next_multiple_of(16);
         let result = if padded_len <= PADDED_UP_TO && padded_len != packet.len() {
             let mut padded = [0; PADDED_UP_TO];
@@ -272,7 +272,8 @@ impl Engine {
         let Some((slot, peer)) = found else { return Action::Dropped(Drop::Forged) };
         let known = self.by_key.get(&(slot, peer)).and_then(|id| self.peers.get_mut(id.0));
         let Some(peer) = known else { return Action::Dropped(Drop::Unknown) };
-        match peer.sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+        let Some(tunn) = peer.begin(&self.own) else { return Action::Dropped(Drop::Unknown) };
+        match tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::WriteToNetwork(datagram) => {
                 // A known endpoint stays: an initiation can be a recording. What follows in the session moves it.
                 peer.endpoint.get_or_insert(from);
@@ -303,7 +304,7 @@ impl Engine {
         let known = known.and_then(|id| Some((id, self.peers.get_mut(id.0)?)));
         let Some((id, peer)) = known else { return Action::Dropped(Drop::Unknown) };
         let slot = peer.slot;
-        let Some(sessions) = peer.receiver(index, kind == Kind::Data) else {
+        let Some(tunn) = peer.receiver(index, kind == Kind::Data) else {
             return Action::Dropped(Drop::Unknown);
         };
         if kind == Kind::Response
@@ -317,7 +318,7 @@ impl Engine {
                 Admission::TooMany => return Action::Dropped(Drop::TooMany),
             }
         }
-        let (packet, source) = match sessions.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
+        let (packet, source) = match tunn.decapsulate(Some(from.ip()), datagram, buffer) {
             TunnResult::Err(error) => return Action::Dropped(drop_reason(&error)),
             TunnResult::WriteToTunnelV4(packet, source) => (packet, Some(IpAddr::V4(source))),
             TunnResult::WriteToTunnelV6(packet, source) => (packet, Some(IpAddr::V6(source))),

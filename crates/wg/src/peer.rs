@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Our keys, and what is kept of a peer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,12 +41,11 @@ impl OwnKey {
         Self { private, public, initiations, responses, ungated }
     }
 
-    /// Sessions with a peer. `index` has 24 bits.
-    fn sessions(&self, peer: PublicKey, preshared: Option<&PresharedKey>, index: u32) -> Sessions {
+    /// What runs the sessions with a peer. `index` has 24 bits.
+    fn tunn(&self, peer: PublicKey, preshared: Option<&PresharedKey>, index: u32) -> Tunn {
         let limiter = Some(Arc::clone(&self.ungated));
         let preshared = preshared.map(|key| *key.as_bytes());
-        let tunn = Tunn::new(self.private.secret(), peer.point(), preshared, None, index, limiter);
-        Sessions { tunn, index }
+        Tunn::new(self.private.secret(), peer.point(), preshared, None, index, limiter)
     }
 }
 
@@ -63,9 +62,26 @@ pub struct PeerConfig {
 
 /// Sessions under one pair of keys and one pre-shared key.
 pub(crate) struct Sessions {
-    pub(crate) tunn: Tunn,
+    /// Has room for eight sessions, 11 KB, and its making costs Curve25519 work: so it is made for the first message.
+    tunn: Option<Box<Tunn>>,
     /// The upper 24 bits of their indices.
     pub(crate) index: u32,
+}
+
+impl Sessions {
+    fn new(index: u32) -> Self {
+        Self { tunn: None, index }
+    }
+
+    /// What runs them, if there was a message yet.
+    pub(crate) fn begun(&mut self) -> Option<&mut Tunn> {
+        self.tunn.as_deref_mut()
+    }
+
+    /// Time since the last completed handshake, while a session is there.
+    pub(crate) fn since_handshake(&self) -> Option<Duration> {
+        self.tunn.as_ref()?.time_since_last_handshake()
+    }
 }
 
 /// What the engine keeps of a peer.
@@ -96,7 +112,7 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn new(
         (device, eager): (DeviceId, bool),
-        (slot, own): (KeySlot, &OwnKey),
+        slot: KeySlot,
         (key, config): (PublicKey, PeerConfig),
         index: u32,
         now: Instant,
@@ -105,7 +121,7 @@ impl Peer {
             device,
             slot,
             key,
-            sessions: own.sessions(key, config.preshared.as_ref(), index),
+            sessions: Sessions::new(index),
             config,
             eager,
             before: None,
@@ -120,16 +136,9 @@ impl Peer {
     }
 
     /// Sets another pre-shared key, with sessions of its own beside those that live.
-    pub(crate) fn reshare(
-        &mut self,
-        own: &OwnKey,
-        preshared: Option<PresharedKey>,
-        index: u32,
-        now: Instant,
-    ) {
+    pub(crate) fn reshare(&mut self, preshared: Option<PresharedKey>, index: u32, now: Instant) {
         self.config.preshared = preshared;
-        let new = own.sessions(self.key, self.config.preshared.as_ref(), index);
-        let old = std::mem::replace(&mut self.sessions, new);
+        let old = std::mem::replace(&mut self.sessions, Sessions::new(index));
         if std::mem::replace(&mut self.ready, false) {
             self.before = Some((old, now + REJECT_AFTER));
         }
@@ -146,28 +155,45 @@ impl Peer {
     }
 
     /// The sessions that a message is for. Those of before take data and finish no handshake.
-    pub(crate) fn receiver(&mut self, index: u32, data: bool) -> Option<&mut Sessions> {
+    pub(crate) fn receiver(&mut self, index: u32, data: bool) -> Option<&mut Tunn> {
         if self.sessions.index == index {
-            return Some(&mut self.sessions);
+            return self.sessions.begun();
         }
-        self.before
-            .as_mut()
-            .filter(|_| data)
-            .map(|(sessions, _)| sessions)
-            .filter(|sessions| sessions.index == index)
+        let before = self.before.as_mut().filter(|_| data).map(|(sessions, _)| sessions);
+        before.filter(|sessions| sessions.index == index)?.begun()
+    }
+
+    /// The sessions under the key that it has now, which begin if they have not.
+    pub(crate) fn begin(&mut self, own: &BTreeMap<KeySlot, OwnKey>) -> Option<&mut Tunn> {
+        let Sessions { tunn, index } = &mut self.sessions;
+        if tunn.is_none() {
+            let made = own.get(&self.slot)?.tunn(self.key, self.config.preshared.as_ref(), *index);
+            *tunn = Some(Box::new(made));
+        }
+        tunn.as_deref_mut()
     }
 
     /// The sessions that packets go out in. Those of before while one of them lives: nothing new begins under the key of before.
-    pub(crate) fn sender(&mut self) -> &mut Sessions {
-        match &mut self.before {
-            Some((before, _)) if !self.ready && before.tunn.time_since_last_handshake().is_some() => before,
-            _ => &mut self.sessions,
+    pub(crate) fn sender(&mut self, own: &BTreeMap<KeySlot, OwnKey>) -> Option<&mut Tunn> {
+        if self.sends_as_before() {
+            return self.before.as_mut()?.0.begun();
         }
+        self.begin(own)
+    }
+
+    /// Whether a packet that goes out now has a session.
+    pub(crate) fn can_send(&self) -> bool {
+        self.sends_as_before() || self.sessions.since_handshake().is_some()
+    }
+
+    fn sends_as_before(&self) -> bool {
+        let before = self.before.as_ref().filter(|_| !self.ready);
+        before.is_some_and(|(sessions, _)| sessions.since_handshake().is_some())
     }
 
     /// Looks whether packets can be sent; true if that has just begun.
     pub(crate) fn refresh(&mut self, now: Instant) -> bool {
-        let since = self.sessions.tunn.time_since_last_handshake();
+        let since = self.sessions.since_handshake();
         if let Some(since) = since {
             self.handshake = now.checked_sub(since);
         }

@@ -56,9 +56,11 @@ impl Engine {
             Some(id) => *id,
             None => {
                 let index = self.free_index();
-                let Some(own) = self.own.get(&slot) else { return false };
+                if !self.own.contains_key(&slot) {
+                    return false;
+                }
                 let bare = PeerConfig { allowed: BTreeSet::new(), ..config.clone() };
-                let peer = Peer::new((device, eager), (slot, own), (key, bare), index, now);
+                let peer = Peer::new((device, eager), slot, (key, bare), index, now);
                 let id = PeerId(self.peers.insert(peer));
                 self.by_key.insert((slot, key), id);
                 self.indices.insert(index, id);
@@ -100,7 +102,7 @@ impl Engine {
         let peer = self.peers.get(self.peer_id(device, key)?.0)?;
         Some(PeerFacts {
             endpoint: peer.endpoint,
-            since_handshake: peer.sessions.tunn.time_since_last_handshake(),
+            since_handshake: peer.sessions.since_handshake(),
             handshake: peer.handshake,
             received_bytes: peer.received_bytes,
             sent_bytes: peer.sent_bytes,
@@ -117,6 +119,12 @@ impl Engine {
     pub(crate) fn held(&self) -> [usize; 5] {
         let owed = [self.flushable.len(), self.due.len()];
         [self.peers.len(), self.by_key.len(), self.indices.len(), owed[0], owed[1]]
+    }
+
+    /// How many peers have had a message.
+    #[cfg(test)]
+    pub(crate) fn begun(&mut self) -> usize {
+        self.peers.iter_mut().filter_map(|(_, peer)| peer.sessions.begun()).count()
     }
 
     /// Nothing is left of any peer.
@@ -137,12 +145,10 @@ impl Engine {
         if peer.config.preshared == config.preshared {
             return;
         }
-        let slot = peer.slot;
         let index = self.free_index();
         self.unindex(id);
-        let Some(own) = self.own.get(&slot) else { return };
         let peer = &mut self.peers[id.0];
-        peer.reshare(own, config.preshared.clone(), index, now);
+        peer.reshare(config.preshared.clone(), index, now);
         self.indices.extend(peer.indices().map(|index| (index, id)));
         self.due.push_back(id);
     }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What becomes due with time: handshakes, their repetition, keepalives, packets that waited for a session.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use boringtun::noise::TunnResult;
+use isthmus_model::dataplane::KeySlot;
 
 use super::{Engine, TICK};
 use crate::MESSAGE_BYTES;
-use crate::peer::{Peer, PeerId};
+use crate::peer::{OwnKey, Peer, PeerId, Sessions};
 
 impl Engine {
     /// When [`Self::handle_timeout`] wants to be called next.
@@ -48,7 +50,8 @@ impl Engine {
         while let Some(id) = self.flushable.front() {
             if let Some(peer) = self.peers.get_mut(id.0).filter(|peer| peer.ready)
                 && let Some(endpoint) = peer.endpoint
-                && let Some(length) = written(peer.sessions.tunn.decapsulate(None, &[], buffer))
+                && let Some(tunn) = peer.sessions.begun()
+                && let Some(length) = written(tunn.decapsulate(None, &[], buffer))
             {
                 return Some((endpoint, length));
             }
@@ -65,7 +68,7 @@ impl Engine {
                     expire(peer, now);
                     None
                 }
-                false => run_timers(peer, buffer, now),
+                false => run_timers(peer, &self.own, buffer, now),
             };
             if peer.before.as_ref().is_some_and(|(_, until)| now >= *until)
                 && let Some((before, _)) = peer.before.take()
@@ -85,31 +88,37 @@ impl Engine {
 fn expire(peer: &mut Peer, now: Instant) {
     let mut unsent = [0; MESSAGE_BYTES];
     let before = peer.before.as_mut().map(|(sessions, _)| sessions);
-    for sessions in before.into_iter().chain([&mut peer.sessions]) {
-        sessions.tunn.update_timers(&mut unsent);
+    for tunn in before.into_iter().chain([&mut peer.sessions]).filter_map(Sessions::begun) {
+        tunn.update_timers(&mut unsent);
     }
     peer.refresh(now);
 }
 
-fn run_timers(peer: &mut Peer, buffer: &mut [u8], now: Instant) -> Option<(SocketAddr, usize)> {
+fn run_timers(
+    peer: &mut Peer,
+    own: &BTreeMap<KeySlot, OwnKey>,
+    buffer: &mut [u8],
+    now: Instant,
+) -> Option<(SocketAddr, usize)> {
     let endpoint = peer.endpoint?;
-    let mut sent = written(peer.sessions.tunn.update_timers(buffer));
+    let mut sent = peer.sessions.begun().and_then(|tunn| written(tunn.update_timers(buffer)));
     peer.refresh(now);
-    if let Some((before, _)) = &mut peer.before {
+    if let Some(tunn) = peer.before.as_mut().and_then(|(sessions, _)| sessions.begun()) {
         // It expires by its timers, but asks for nothing any more.
         let mut unsent = [0; MESSAGE_BYTES];
-        before.tunn.update_timers(&mut unsent);
+        tunn.update_timers(&mut unsent);
     }
     let wanted = peer.eager || peer.greet || peer.keepalive().is_some() || peer.before.is_some();
     if sent.is_none() && !peer.ready && wanted {
         // Without a session: ask for one, and again when an attempt of 90 s was given up.
-        let begins = peer.sessions.tunn.is_expired();
-        sent = written(peer.sessions.tunn.format_handshake_initiation(buffer, begins));
+        let tunn = peer.begin(own)?;
+        let begins = tunn.is_expired();
+        sent = written(tunn.format_handshake_initiation(buffer, begins));
     }
     let silent = now.saturating_duration_since(peer.last_sent);
     let due = peer.greet || peer.keepalive().is_some_and(|every| silent >= every);
     if sent.is_none() && peer.ready && due {
-        sent = written(peer.sessions.tunn.encapsulate(&[], buffer));
+        sent = peer.sessions.begun().and_then(|tunn| written(tunn.encapsulate(&[], buffer)));
     }
     peer.greet = false;
     if sent.is_some() {
