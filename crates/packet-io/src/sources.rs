@@ -41,7 +41,11 @@ impl Sources {
 
     /// From where to answer the peer.
     pub(crate) fn of(&self, peer: &SocketAddr) -> Option<IpAddr> {
-        if self.by_peer.is_empty() { None } else { self.by_peer.get(peer).copied() }
+        match self.last {
+            Some((last, own)) if last == *peer => Some(own),
+            _ if self.by_peer.is_empty() => None,
+            _ => self.by_peer.get(peer).copied(),
+        }
     }
 }
 

@@ -24,16 +24,20 @@ use crate::feature::{Feature, Features};
 use crate::sources::Sources;
 use control::{CONTROL_BYTES, Control, read_controls};
 
-/// Bytes of one place in a [`SendBatch`]: a jumbo frame and the overhead of a tunnel.
+/// What the longest datagram of a [`SendBatch`] takes: a jumbo frame and the overhead of a tunnel.
 pub const SLOT_BYTES: usize = 9216;
-/// Places in a [`SendBatch`]: two reads of a device with 64 KiB of TCP each, so that they leave in few full sends.
+/// Datagrams in a [`SendBatch`], at most.
 const SEND_SLOTS: usize = 128;
+/// Their bytes, one after the other: two reads of a device with 64 KiB of TCP each, so that they leave in few full sends.
+const SEND_BYTES: usize = 144 << 10;
 /// Datagrams that one segmented send holds at most; 64 is the limit of kernels before 6.9.
 const SEGMENTS: usize = 64;
+/// What leaves of one or two streams in one call is no more than so many segmented sends.
+const FEW_GROUPS: usize = 8;
 /// Bytes that one segmented send holds at most: what IPv4 carries (RFC 791), less IPv6 and UDP headers.
 const SEGMENTED_BYTES: usize = 65535 - 48;
 /// Buffers in a [`ReceiveBatch`], each for a whole coalesced datagram.
-const RECEIVE_SLOTS: usize = 16;
+const RECEIVE_SLOTS: usize = 8;
 const RECEIVE_BYTES: usize = 65536;
 /// Kernel buffer for each direction.
 const KERNEL_BUFFER_BYTES: usize = 4 << 20;
@@ -144,6 +148,8 @@ pub struct Sent {
 #[derive(Debug)]
 pub struct SendBatch {
     bytes: Vec<u8>,
+    /// Up to where they are used.
+    used: usize,
     filled: Vec<Filled>,
     sources: Sources,
     /// Who gets datagrams one by one.
@@ -156,6 +162,7 @@ pub struct SendBatch {
 #[derive(Clone, Copy, Debug)]
 struct Filled {
     to: SocketAddr,
+    at: usize,
     length: usize,
     /// From which of our addresses, if not from where the receiver has asked.
     source: Option<IpAddr>,
@@ -166,14 +173,14 @@ impl Default for SendBatch {
         let filled = Vec::with_capacity(SEND_SLOTS);
         let sources = Sources::default();
         let (singly, failed) = (BTreeSet::new(), Features::new());
-        Self { bytes: vec![0; SEND_SLOTS * SLOT_BYTES], filled, sources, singly, failed }
+        Self { bytes: vec![0; SEND_BYTES], used: 0, filled, sources, singly, failed }
     }
 }
 
 impl SendBatch {
     /// Whether the next datagram needs a [`Self::flush`] first.
     pub fn is_full(&self) -> bool {
-        self.filled.len() == SEND_SLOTS
+        self.filled.len() == SEND_SLOTS || self.used + SLOT_BYTES > SEND_BYTES
     }
 
     /// Whether there is nothing to flush.
@@ -187,20 +194,19 @@ impl SendBatch {
     /// When the batch is full.
     pub fn slot(&mut self) -> &mut [u8] {
         assert!(!self.is_full(), "flush a full batch first");
-        let at = self.filled.len() * SLOT_BYTES;
-        &mut self.bytes[at..at + SLOT_BYTES]
+        &mut self.bytes[self.used..self.used + SLOT_BYTES]
     }
 
     /// Adds the first `length` bytes of [`Self::slot`] to the batch. They leave from where `to` has asked last, if it has.
     pub fn commit(&mut self, to: SocketAddr, length: usize) {
-        debug_assert!(!self.is_full() && length <= SLOT_BYTES);
-        self.filled.push(Filled { to, length, source: None });
+        self.commit_from(None, to, length);
     }
 
     /// As [`Self::commit`], from this address of ours: the answer to one who need not be a peer.
     pub fn commit_from(&mut self, source: Option<IpAddr>, to: SocketAddr, length: usize) {
         debug_assert!(!self.is_full() && length <= SLOT_BYTES);
-        self.filled.push(Filled { to, length, source });
+        self.filled.push(Filled { to, at: self.used, length, source });
+        self.used += length;
     }
 
     /// A peer has asked at this address of ours, and is answered from it from now on: until it asks elsewhere, or nothing can be
@@ -222,6 +228,7 @@ impl SendBatch {
     /// Drops all.
     pub fn clear(&mut self) {
         self.filled.clear();
+        self.used = 0;
     }
 
     /// Sends all, in order.
@@ -231,8 +238,9 @@ impl SendBatch {
         let (mut at, mut alone) = (0, 0);
         while at < self.filled.len() {
             let segmentation = self.uses(port, Feature::UdpSegment);
-            let groups = if at < alone { vec![1; alone - at] } else { self.groups_from(at, segmentation) };
-            let (sent, refused) = self.send_groups(port, at, &groups);
+            let groups =
+                if at < alone { Groups::single(alone - at) } else { self.groups_from(at, segmentation) };
+            let (sent, refused) = self.send_groups(port, at, groups.sizes());
             result.sent += sent as u64;
             at += sent;
             match refused {
@@ -258,13 +266,13 @@ impl SendBatch {
                 }
             }
         }
-        self.filled.clear();
+        self.clear();
         result
     }
 
-    /// Numbers of neighbouring datagrams that can leave as one segmented send: same receiver, same size, the last may be shorter.
-    fn groups_from(&self, at: usize, segmentation: bool) -> Vec<usize> {
-        let mut groups = Vec::new();
+    /// Neighbouring datagrams that can leave as one segmented send: same receiver, same size, the last may be shorter.
+    fn groups_from(&self, at: usize, segmentation: bool) -> Groups {
+        let mut groups = Groups::default();
         let mut rest = &self.filled[at..];
         while let Some(first) = rest.first().copied() {
             let mut count = 1;
@@ -280,7 +288,7 @@ impl SendBatch {
                 }
                 count += 1;
             }
-            groups.push(count);
+            groups.push(count as u8);
             rest = &rest[count..];
         }
         groups
@@ -298,35 +306,47 @@ impl SendBatch {
 
     /// Sends the groups that begin at datagram `at`, or the first of them. Returns how many datagrams were taken, and size and error
     /// number of the group that was refused, if one was.
-    fn send_groups(&self, port: &UdpPort, at: usize, groups: &[usize]) -> (usize, Option<(usize, i32)>) {
-        let many = self.uses(port, Feature::SendMany);
-        let groups = if many { groups } else { &groups[..1] };
-        let mut addresses = [to_kernel(([0, 0, 0, 0], 0).into()); SEND_SLOTS];
-        let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; SEND_SLOTS];
-        let mut controls = [Control([0; CONTROL_BYTES]); SEND_SLOTS];
+    fn send_groups(&self, port: &UdpPort, at: usize, groups: &[u8]) -> (usize, Option<(usize, i32)>) {
+        let groups = if self.uses(port, Feature::SendMany) { groups } else { &groups[..1] };
+        // What is handed to the kernel is cleared first: no more of it than is needed.
+        match groups.len() {
+            1 => self.send_up_to::<1>(port, at, groups),
+            2..=FEW_GROUPS => self.send_up_to::<FEW_GROUPS>(port, at, groups),
+            _ => self.send_up_to::<SEND_SLOTS>(port, at, groups),
+        }
+    }
+
+    /// As [`Self::send_groups`], of `N` groups at most.
+    fn send_up_to<const N: usize>(
+        &self,
+        port: &UdpPort,
+        at: usize,
+        groups: &[u8],
+    ) -> (usize, Option<(usize, i32)>) {
+        let mut addresses = [to_kernel(([0, 0, 0, 0], 0).into()); N];
+        let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; N];
+        let mut controls = [Control([0; CONTROL_BYTES]); N];
         // SAFETY: `mmsghdr` is plain data of the kernel's; all zero bytes are a valid value (an empty message).
-        let mut messages: [libc::mmsghdr; SEND_SLOTS] = unsafe { std::mem::zeroed() };
+        let mut messages: [libc::mmsghdr; N] = unsafe { std::mem::zeroed() };
         let mut next = at;
-        for (group, size) in groups.iter().copied().enumerate() {
-            let first = next - at;
-            for (slice, index) in slices[first..].iter_mut().zip(next..next + size) {
-                slice.iov_base = self.bytes[index * SLOT_BYTES..].as_ptr().cast_mut().cast();
-                slice.iov_len = self.filled[index].length;
-            }
-            addresses[group] = to_kernel(self.filled[next].to);
+        for (group, size) in groups.iter().copied().map(usize::from).enumerate() {
+            let (first, last) = (self.filled[next], self.filled[next + size - 1]);
+            let bytes = &self.bytes[first.at..last.at + last.length];
+            slices[group] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            addresses[group] = to_kernel(first.to);
             let header = &mut messages[group].msg_hdr;
             header.msg_name = (&raw mut addresses[group]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
-            header.msg_iov = &raw mut slices[first];
-            header.msg_iovlen = size as _;
-            let segment = (size > 1).then(|| self.filled[next].length as u16);
+            header.msg_iov = &raw mut slices[group];
+            header.msg_iovlen = 1;
+            let segment = (size > 1).then_some(first.length as u16);
             controls[group].write(header, segment, self.source_at(next));
             next += size;
         }
         let descriptor = port.socket.as_raw_fd();
-        let taken = if many {
-            // SAFETY: each of the first `groups.len()` headers points to an address, slices and a control message in the arrays
-            // above and, through the slices, into `self.bytes`, within the slot and only to be read; all of them outlive the call.
+        let taken = if groups.len() > 1 {
+            // SAFETY: each of the first `groups.len()` headers points to an address, a slice and a control message in the arrays
+            // above and, through the slice, into `self.bytes`, only to be read; all of them outlive the call.
             unsafe { libc::sendmmsg(descriptor, messages.as_mut_ptr(), groups.len() as libc::c_uint, 0) }
         } else {
             // SAFETY: as above, of the first header.
@@ -335,11 +355,39 @@ impl SendBatch {
         };
         if taken < 0 {
             let error = io::Error::last_os_error().raw_os_error().unwrap_or(0);
-            return (0, groups.first().map(|size| (*size, error)));
+            return (0, groups.first().map(|size| (usize::from(*size), error)));
         }
         let taken = taken as usize;
         // A batch that was cut short is called for again: the error shows with the first message then.
-        (groups[..taken].iter().sum(), None)
+        (groups[..taken].iter().copied().map(usize::from).sum(), None)
+    }
+}
+
+/// How many datagrams each segmented send has.
+struct Groups {
+    sizes: [u8; SEND_SLOTS],
+    count: usize,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self { sizes: [0; SEND_SLOTS], count: 0 }
+    }
+}
+
+impl Groups {
+    /// Datagrams that leave one by one.
+    fn single(count: usize) -> Self {
+        Self { sizes: [1; SEND_SLOTS], count }
+    }
+
+    fn push(&mut self, size: u8) {
+        self.sizes[self.count] = size;
+        self.count += 1;
+    }
+
+    fn sizes(&self) -> &[u8] {
+        &self.sizes[..self.count]
     }
 }
 

@@ -67,8 +67,8 @@ fn neighbours_of_one_size_leave_together() {
     for size in [1452, 1452, 700, 1452, 1452, 1452, 1453] {
         batch.commit(to, size);
     }
-    assert_eq!(batch.groups_from(0, true), [3, 3, 1]);
-    assert_eq!(batch.groups_from(0, false), [1; 7]);
+    assert_eq!(batch.groups_from(0, true).sizes(), [3, 3, 1]);
+    assert_eq!(batch.groups_from(0, false).sizes(), [1; 7]);
 }
 
 #[test]
