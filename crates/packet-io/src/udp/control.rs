@@ -86,3 +86,59 @@ pub(super) fn read_controls(header: &libc::msghdr) -> Told {
     }
     told
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The header of a message with these controls, as the kernel hands it over.
+    fn header(control: &mut Control, used: usize) -> libc::msghdr {
+        // SAFETY: `msghdr` is plain data of the kernel's; all zero bytes are a valid value.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = used as _;
+        header
+    }
+
+    #[test]
+    fn what_the_kernel_tells_is_read_wherever_it_stands_and_no_more_of_it_than_is_there() {
+        let own: IpAddr = "192.0.2.7".parse().unwrap();
+        let mut info = [0; 20];
+        info[..16].copy_from_slice(&mapped(own).octets());
+        let segment = 1452_i32.to_ne_bytes();
+        for segment_first in [true, false] {
+            let mut control = Control([0; CONTROL_BYTES]);
+            let mut used = 0;
+            for is_segment in [segment_first, !segment_first] {
+                used += match is_segment {
+                    true => control.put(used, libc::SOL_UDP, libc::UDP_GRO, &segment),
+                    false => control.put(used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info),
+                };
+            }
+            assert_eq!(used, CONTROL_BYTES);
+            let told = read_controls(&header(&mut control, used));
+            assert_eq!((told.segment, told.own), (Some(1452), Some(own)));
+            let none = read_controls(&header(&mut control, 0));
+            assert_eq!((none.segment, none.own), (None, None));
+        }
+        // One that says that it holds less than it should.
+        let mut control = Control([0; CONTROL_BYTES]);
+        let used = control.put(0, libc::SOL_UDP, libc::UDP_GRO, &[1, 2]);
+        assert_eq!(read_controls(&header(&mut control, used)).segment, None);
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let own: IpAddr = "2001:db8::9".parse().unwrap();
+        let mut control = Control([0; CONTROL_BYTES]);
+        let mut header = header(&mut control, 0);
+        control.write(&mut header, Some(1200), Some(own));
+        assert_eq!(header.msg_controllen, CONTROL_BYTES);
+        let told = read_controls(&header);
+        assert_eq!(
+            (told.segment, told.own),
+            (None, Some(own)),
+            "a size to cut to is not one that was joined"
+        );
+    }
+}
