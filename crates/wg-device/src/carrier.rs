@@ -51,6 +51,8 @@ pub struct Carrier {
     /// Packets that are about to be written, and to which device.
     held: Run,
     held_for: Option<DeviceId>,
+    /// At most one packet went each way in the last turn: the next one that goes out does not wait for more.
+    calm: bool,
     scratch: Scratch,
 }
 
@@ -95,6 +97,7 @@ impl Carrier {
             outgoing: SendBatch::default(),
             held: Run::default(),
             held_for: None,
+            calm: true,
             scratch: Scratch { from_device: vec![0; READ_BYTES], packet, from_port: vec![0; 65536] },
         })
     }
@@ -209,10 +212,11 @@ impl Carrier {
         let count = self.epoll.wait(&mut events, wait).unwrap_or(0);
         let now = Instant::now();
         let mut heard = Heard::default();
+        let (mut came, mut went) = (0, 0);
         for event in &events[..count] {
             match event.data() {
                 EAR => heard.bell = true,
-                PORT => self.carry_in(now),
+                PORT => came += self.carry_in(now),
                 RELAY => heard.relay_ended |= !self.carry_relayed(now),
                 number => {
                     let number = number - FIRST_DEVICE;
@@ -222,7 +226,7 @@ impl Carrier {
                         self.release(id);
                         heard.deleted.push(id);
                     } else {
-                        self.carry_out(id, now);
+                        went += self.carry_out(id, now);
                     }
                 }
             }
@@ -230,15 +234,19 @@ impl Carrier {
         self.engine.handle_timeout(now);
         self.send_due(now);
         self.flush();
+        self.calm = came.max(went) <= 1;
         heard
     }
 
-    fn carry_in(&mut self, now: Instant) {
+    /// Returns how many datagrams came.
+    fn carry_in(&mut self, now: Instant) -> usize {
+        let mut came = 0;
         for _ in 0..TURN_BATCHES {
-            let Some(port) = &self.port else { return };
+            let Some(port) = &self.port else { break };
             // What arrives is counted by who sent it; a port that fails says so when something is sent.
             let more = self.received.fill(port).unwrap_or(false);
             for Arrived { from, own, datagram } in self.received.datagrams() {
+                came += 1;
                 if let Some(relay) = self.relay.as_ref().filter(|relay| relay.is_theirs(datagram)) {
                     relay.send(from, datagram);
                     continue;
@@ -255,6 +263,7 @@ impl Carrier {
                 break;
             }
         }
+        came
     }
 
     /// Takes what the other process has received for this one; false when that has gone.
@@ -283,10 +292,11 @@ impl Carrier {
         goes_on
     }
 
-    fn carry_out(&mut self, id: DeviceId, now: Instant) {
+    /// Returns how many packets went.
+    fn carry_out(&mut self, id: DeviceId, now: Instant) -> usize {
         let mut carried = 0;
         while carried < TURN_PACKETS {
-            let Some(tun) = self.devices.get(&id) else { return };
+            let Some(tun) = self.devices.get(&id) else { break };
             let outgoing = match tun.read(&mut self.scratch.from_device) {
                 Ok(outgoing) => outgoing,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -294,7 +304,7 @@ impl Carrier {
                     carried += 1;
                     continue;
                 }
-                Err(_) => return,
+                Err(_) => break,
             };
             carried += outgoing.count();
             for index in 0..outgoing.count() {
@@ -315,7 +325,11 @@ impl Carrier {
                     Action::Nothing | Action::Deliver { .. } => {}
                 }
             }
+            if std::mem::take(&mut self.calm) {
+                self.flush();
+            }
         }
+        carried
     }
 
     fn send_due(&mut self, now: Instant) {
