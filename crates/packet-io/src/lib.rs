@@ -12,6 +12,7 @@ mod record;
 mod sources;
 mod tun;
 mod udp;
+mod wiping;
 
 pub use descriptor::{bequeath, inherited, receive_byte, receive_record, send_byte, send_record};
 pub use feature::{Feature, Features};
@@ -20,3 +21,4 @@ pub use probe::{Arrival, ProbeSocket, ProbeSocketOptions};
 pub use record::{accept_record, connect_record, is_listened_at, listen_record, record_pair};
 pub use tun::{Lifetime, READ_BYTES, Tun};
 pub use udp::{Arrived, ReceiveBatch, SLOT_BYTES, SendBatch, Sent, UdpPort};
+pub use wiping::Wiping;
