@@ -6,8 +6,13 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use blake2::Blake2sMac256;
+use blake2::digest::{FixedOutput, KeyInit, Update};
 use boringtun::x25519;
 use zeroize::{Zeroize, Zeroizing};
+
+/// What sets lanes' keys apart from anything else that might be made of the node's.
+const LANE_LABEL: &[u8] = b"isthmus lane";
 
 /// Why a text is not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +53,21 @@ impl PrivateKey {
     /// The public half.
     pub fn public(&self) -> PublicKey {
         PublicKey(x25519::PublicKey::from(&self.secret()).to_bytes())
+    }
+
+    /// The key of one of the node's lanes: the key itself for the first, and for each other one what keyed BLAKE2s makes of the lane's number.
+    /// So one secret is kept, and with it all change; who knows a lane's key learns nothing of the node's or of another lane's.
+    #[must_use]
+    pub fn of_lane(&self, lane: u8) -> Self {
+        if lane == 0 {
+            return self.clone();
+        }
+        let mut mac = Blake2sMac256::new((&*self.0).into());
+        mac.update(LANE_LABEL);
+        mac.update(&[lane]);
+        let mut key = Zeroizing::new([0; 32]);
+        mac.finalize_into((&mut *key).into());
+        Self(key)
     }
 
     /// The bytes, for a kernel that encrypts itself.
@@ -144,6 +164,29 @@ mod tests {
         let private = PrivateKey::from_base64("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=").unwrap();
         assert_eq!(private.public().to_string(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
         assert_eq!(private.to_base64().as_str(), "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=");
+    }
+
+    #[test]
+    fn lanes_have_keys_of_their_own_which_are_the_same_each_time_and_the_first_has_the_nodes() {
+        let node = PrivateKey::from_bytes([7; 32]);
+        let publics =
+            |node: &PrivateKey| (0..=255).map(|lane| node.of_lane(lane).public()).collect::<Vec<_>>();
+        let lanes = publics(&node);
+        assert_eq!(lanes[0], node.public());
+        assert_eq!(lanes, publics(&node));
+        let others = publics(&PrivateKey::from_bytes([8; 32]));
+        let all: std::collections::BTreeSet<_> = lanes.iter().chain(&others).collect();
+        assert_eq!(all.len(), 512, "no two are the same");
+        // Another way to make them would leave every peer with keys that nobody has, in the midst of an upgrade. The value is that of
+        // `hashlib.blake2s(b"isthmus lane\1", key=b"\7" * 32)` of Python.
+        assert_eq!(
+            hex(node.of_lane(1).as_bytes()),
+            "2a080e846f9b387661febd3cd16e21a88fd6251d7962fc67690156e2ac47121d"
+        );
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]
