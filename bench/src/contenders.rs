@@ -213,6 +213,7 @@ fn config(device: &LinkName, number: usize, peer_key: &str) -> Result<DataplaneC
         allowed: [format!("10.200.0.{other}/32").parse()?].into(),
         keepalive_s: 15,
         key_slot: KeySlot::First,
+        lane: 0,
     };
     Ok(DataplaneConfig {
         gateway: true,

@@ -591,7 +591,7 @@ fn leaving(
     now: &DataplaneState,
 ) -> BTreeMap<LinkName, Tunnel> {
     let both_slots = now.next_public_key.is_some() || now.previous_public_key.is_some();
-    let ends = |tunnel: &Tunnel| (tunnel.key_slot, tunnel.peer_key.clone());
+    let ends = |tunnel: &Tunnel| (tunnel.lane, tunnel.key_slot, tunnel.peer_key.clone());
     let taken: BTreeSet<_> = wanted.tunnels.values().map(ends).collect();
     let leaves = |(name, tunnel): &(&LinkName, &Tunnel)| {
         let has_key = both_slots || tunnel.key_slot == now.key_slot;
@@ -614,6 +614,7 @@ mod tests {
                 allowed: BTreeSet::new(),
                 keepalive_s: 0,
                 key_slot: *key_slot,
+                lane: 0,
             };
             (name.parse().unwrap(), tunnel)
         };

@@ -101,7 +101,9 @@ fn read(path: &Path, node: &NodeName) -> Result<NodeIntent, Forgotten> {
 
 #[cfg(test)]
 mod tests {
-    use isthmus_compiler::{AskingPod, Block, Egress, Encapsulation, Node, Peer, PodId, Pool, RemoteGateway};
+    use isthmus_compiler::{
+        AskingPod, Block, Egress, Encapsulation, Node, Peer, PodId, Pool, RemoteGateway, RemoteLane,
+    };
 
     use super::*;
 
@@ -115,6 +117,7 @@ mod tests {
             endpoints: vec!["172.18.0.9:51820".parse().unwrap(), "[fd18::9]:51820".parse().unwrap()],
             mesh_addresses: vec!["10.2.0.0".parse().unwrap()],
             ports: [("ours".into(), 51822)].into(),
+            lanes: vec![RemoteLane { public_key: "key".into(), port: 51820 }],
         };
         let peer = Peer {
             remote_cidrs: ["10.2.0.0/16".parse().unwrap()].into(),

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_api::condition::{self, Wanted};
-use isthmus_api::v1alpha1::{AddressRequest, BlockUsage, NodeNetwork, NodeNetworkStatus, TunnelStatus};
+use isthmus_api::v1alpha1::{
+    AddressRequest, BlockUsage, NodeLane, NodeNetwork, NodeNetworkStatus, TunnelStatus,
+};
 use isthmus_compiler::{
     Encapsulation, NodeFacts, NodeIntent, OwnTunnel, Request, own_tunnels, tunnel_probe, vxlan_mac,
 };
 use isthmus_intake::node::Problem;
-use isthmus_model::dataplane::KeySlot;
+use isthmus_model::dataplane::{DataplaneState, KeySlot, LaneKeys};
 use isthmus_model::ids::{LinkName, NodeName};
-use isthmus_model::ownership::WIREGUARD_PORT;
+use isthmus_model::ownership::{LANES_MAX, WIREGUARD_PORT, lane_port};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -82,6 +84,7 @@ pub fn report(
         public_key: facts.dataplane.public_key.clone(),
         next_public_key: facts.dataplane.next_public_key.clone(),
         key_slot: slot_number(facts.dataplane.key_slot),
+        lanes: lanes(&facts.dataplane),
         key_generation: facts.dataplane.public_key.is_some().then_some(facts.dataplane.key_generation as i64),
         endpoints: intent.own_addresses().iter().map(endpoint).collect(),
         mesh_addresses: intent.own_mesh_addresses().map(|address| address.to_string()).collect(),
@@ -93,6 +96,16 @@ pub fn report(
         ..NodeNetworkStatus::default()
     };
     Report { status, ready: ready(readiness, failures), accepted: accepted(problems) }
+}
+
+fn lanes(dataplane: &DataplaneState) -> Vec<NodeLane> {
+    let numbered = (0..LANES_MAX).zip(&dataplane.lanes);
+    let lane = |(number, keys): (u8, &LaneKeys)| NodeLane {
+        public_key: keys.public_key.clone(),
+        next_public_key: keys.next_public_key.clone(),
+        port: lane_port(WIREGUARD_PORT, number).into(),
+    };
+    numbered.map(lane).collect()
 }
 
 /// What the operator gives blocks of one address for.
@@ -156,6 +169,8 @@ fn tunnels(intent: &NodeIntent, facts: &NodeFacts) -> Vec<TunnelStatus> {
             peering: own.peer.to_string(),
             gateway: own.gateway.to_owned(),
             key_slot: slot_number(own.key_slot),
+            lane: lane_number(own.lane),
+            remote_lane: lane_number(own.remote_lane),
             up: probe.is_some_and(|probe| probe.up),
             endpoint: tunnel.and_then(|tunnel| tunnel.endpoint).map(|endpoint| endpoint.to_string()),
             last_handshake: handshake.and_then(|seconds| minute(seconds as i64)),
@@ -174,6 +189,11 @@ fn tunnels(intent: &NodeIntent, facts: &NodeFacts) -> Vec<TunnelStatus> {
 /// 1 for a key in the second slot, nothing for one in the first.
 fn slot_number(slot: KeySlot) -> Option<i32> {
     (slot == KeySlot::Second).then_some(1)
+}
+
+/// Nothing for the first.
+fn lane_number(lane: u8) -> Option<i32> {
+    (lane > 0).then(|| lane.into())
 }
 
 /// Rounded down to the minute, so that it changes seldom (RFC 3339).

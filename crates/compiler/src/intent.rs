@@ -135,6 +135,18 @@ pub struct RemoteGateway {
     pub mesh_addresses: Vec<IpAddr>,
     /// By the key of a gateway of ours: the port for the tunnel to that, where it is not the endpoints' port.
     pub ports: BTreeMap<PublicKey, u16>,
+    /// Its lanes, of which the first has `public_key`; none where it does not know of lanes.
+    #[serde(default)]
+    pub lanes: Vec<RemoteLane>,
+}
+
+/// A lane of a gateway of another cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteLane {
+    /// WireGuard key.
+    pub public_key: PublicKey,
+    /// UDP port where it listens, at the gateway's endpoints.
+    pub port: u16,
 }
 
 /// An egress policy.

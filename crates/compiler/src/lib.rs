@@ -19,7 +19,9 @@ use isthmus_model::nft::Ruleset;
 
 pub use choice::{Asked, AskingPod, PodName, PoolsByFamily, Request, Share, Unserved, Wish};
 pub use facts::{ChainedPod, NodeFacts, PodFacts, Uplink};
-pub use intent::{Block, Egress, Encapsulation, Node, NodeIntent, Peer, PodId, Pool, RemoteGateway};
+pub use intent::{
+    Block, Egress, Encapsulation, Node, NodeIntent, Peer, PodId, Pool, RemoteGateway, RemoteLane,
+};
 pub use names::{gateway_probe, pod_link, tunnel_device, tunnel_probe, vxlan_mac};
 pub use render::render;
 pub use tunnels::{DEFAULT_TUNNEL_MTU, OwnTunnel, own_tunnels};

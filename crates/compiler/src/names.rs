@@ -7,10 +7,15 @@ use isthmus_model::kernel::MacAddress;
 use isthmus_model::ownership::{POD_LINK_PREFIX, TUNNEL_LINK_PREFIX};
 use sha2::{Digest, Sha256};
 
-/// The device of the tunnel from a key of ours to one gateway of a peer.
-pub fn tunnel_device(peer: &PeerName, gateway: &str, slot: KeySlot) -> LinkName {
+/// The device of the tunnel from a key of ours to one gateway of a peer, between these lanes: ours, and that of the gateway. A device never
+/// changes lanes, so no thread ever has to wait for another one to let go of it.
+pub fn tunnel_device(peer: &PeerName, gateway: &str, slot: KeySlot, lanes: (u8, u8)) -> LinkName {
     let slot = if slot == KeySlot::First { "" } else { "/second" };
-    link(TUNNEL_LINK_PREFIX, &format!("{peer}/{gateway}{slot}"))
+    let lanes = match lanes {
+        (0, 0) => String::new(),
+        (ours, theirs) => format!("/lane {ours} to {theirs}"),
+    };
+    link(TUNNEL_LINK_PREFIX, &format!("{peer}/{gateway}{slot}{lanes}"))
 }
 
 /// The host end of a pod's interface.
@@ -57,10 +62,12 @@ mod tests {
     #[test]
     fn names_of_links_fit_the_kernel_and_differ_by_what_they_stand_for() {
         let west: PeerName = "west".parse().unwrap();
-        assert_eq!(tunnel_device(&west, "g1", KeySlot::First).as_str().len(), 15);
-        let devices = [("g1", KeySlot::First), ("g2", KeySlot::First), ("g1", KeySlot::Second)];
-        let names = devices.map(|(gateway, slot)| tunnel_device(&west, gateway, slot));
-        assert!(names[0] != names[1] && names[0] != names[2]);
+        assert_eq!(tunnel_device(&west, "g1", KeySlot::First, (0, 0)).as_str().len(), 15);
+        let gateways = ["g1", "g2"].into_iter();
+        let ends = gateways.flat_map(|gateway| [(gateway, KeySlot::First), (gateway, KeySlot::Second)]);
+        let lanes = [(0, 0), (1, 1), (0, 1), (1, 0)];
+        let names = ends.flat_map(|(to, slot)| lanes.map(|lanes| tunnel_device(&west, to, slot, lanes)));
+        assert_eq!(names.collect::<std::collections::BTreeSet<_>>().len(), 16);
         assert_ne!(pod_link("c", "eth0"), pod_link("c", "eth1"));
     }
 

@@ -51,7 +51,8 @@ pub fn render(desired: &Desired) -> String {
     desired.sysctls.iter().for_each(|(path, value)| line(format!("sysctl {path}={value}")));
     for (device, tunnel) in &desired.dataplane.tunnels {
         let endpoint = tunnel.endpoint.map_or_else(|| "none".to_owned(), |endpoint| endpoint.to_string());
-        line(format!("tunnel {device} peer {} endpoint {endpoint}", tunnel.peer));
+        let lane = if tunnel.lane == 0 { String::new() } else { format!(" lane {}", tunnel.lane) };
+        line(format!("tunnel {device} peer {} endpoint {endpoint}{lane}", tunnel.peer));
     }
     desired
         .dataplane

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tunnels of a gateway node: a device for each remote gateway, and while the key rotates one for each key.
+//! Tunnels of a gateway node: a device for each remote gateway and pair of lanes, and while the key rotates one for each key.
+//!
+//! A lane is like a gateway of its own: it has a key and a port. Two gateways have as many tunnels between them as the one with more lanes
+//! has lanes, so that no lane is without, and each tunnel leads from a lane to one of the same number, modulo the smaller count. Both sides
+//! come to the same pairs. A side that does not know of lanes has one tunnel, as it always had.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,7 +11,7 @@ use std::net::SocketAddr;
 use isthmus_model::dataplane::{DataplaneState, KeySlot, Tunnel};
 use isthmus_model::ids::{LinkName, PeerName};
 use isthmus_model::kernel::{Desired, Link, LinkKind};
-use isthmus_model::ownership::WIREGUARD_PORT;
+use isthmus_model::ownership::{LANES_MAX, WIREGUARD_PORT};
 
 use crate::facts::NodeFacts;
 use crate::intent::{NodeIntent, Peer, RemoteGateway};
@@ -44,6 +48,10 @@ pub struct OwnTunnel<'a> {
     pub(crate) remote: &'a RemoteGateway,
     /// Which key of ours it has.
     pub key_slot: KeySlot,
+    /// Which lane of ours carries it.
+    pub lane: u8,
+    /// Which lane of the remote gateway it leads to.
+    pub remote_lane: u8,
     /// Its key is the one before: it still receives, and nobody is told of it any more.
     pub draining: bool,
 }
@@ -66,11 +74,21 @@ pub(crate) fn tunnels_to<'a>(
     let mut tunnels = Vec::new();
     for (gateway, remote) in &peer.gateways {
         for (key_slot, draining) in key_slots(dataplane) {
-            let tunnel = OwnTunnel { peer: name, gateway, remote, key_slot, draining };
-            tunnels.push((tunnel_device(name, gateway, key_slot), tunnel));
+            for (lane, remote_lane) in lane_pairs(dataplane.lanes.len(), remote.lanes.len()) {
+                let tunnel = OwnTunnel { peer: name, gateway, remote, key_slot, lane, remote_lane, draining };
+                tunnels.push((tunnel_device(name, gateway, key_slot, (lane, remote_lane)), tunnel));
+            }
         }
     }
     tunnels
+}
+
+/// Which lane of ours has a tunnel to which of theirs, where there are so many; none of either is a side that does not know of lanes.
+fn lane_pairs(ours: usize, theirs: usize) -> impl Iterator<Item = (u8, u8)> {
+    let bounded = |count: usize| u8::try_from(count).unwrap_or(LANES_MAX).min(LANES_MAX);
+    let (ours, theirs) = (bounded(ours), bounded(theirs));
+    let tunnels = if ours == 0 || theirs == 0 { 1 } else { ours.max(theirs) };
+    (0..tunnels).map(move |number| (number % ours.max(1), number % theirs.max(1)))
 }
 
 /// Slots of the keys that tunnels have, and whether it is that of the key before.
@@ -88,28 +106,36 @@ pub(crate) fn device_mtu(uplink_mtu: u32) -> u32 {
 
 fn tunnel(intent: &NodeIntent, dataplane: &DataplaneState, own: &OwnTunnel<'_>) -> Tunnel {
     let endpoint = endpoint(intent, &own.remote.endpoints);
+    let lane = own.remote.lanes.get(usize::from(own.remote_lane)).filter(|_| own.remote_lane > 0);
     Tunnel {
         peer: own.peer.clone(),
-        peer_key: own.remote.public_key.clone(),
-        endpoint: endpoint.map(|endpoint| on_own_port(endpoint, dataplane, own.key_slot, own.remote)),
+        peer_key: lane.map_or(&own.remote.public_key, |lane| &lane.public_key).clone(),
+        endpoint: endpoint.map(|mut endpoint| {
+            if let Some(lane) = lane {
+                endpoint.set_port(lane.port);
+            }
+            on_own_port(endpoint, dataplane, (own.lane, own.key_slot), own.remote)
+        }),
         allowed: intent.peers[own.peer].remote_cidrs.clone(),
         keepalive_s: KEEPALIVE_S,
         key_slot: own.key_slot,
+        lane: own.lane,
     }
 }
 
-/// Where the remote gateway has a port for each tunnel, the one for ours: it knows us by our key.
+/// Where the remote gateway has a port for each tunnel, the one for ours: it knows us by our lane's key.
 fn on_own_port(
     endpoint: SocketAddr,
     dataplane: &DataplaneState,
-    slot: KeySlot,
+    (lane, slot): (u8, KeySlot),
     gateway: &RemoteGateway,
 ) -> SocketAddr {
-    let keys = if slot == dataplane.key_slot {
-        [&dataplane.public_key, &None]
-    } else {
-        [&dataplane.next_public_key, &dataplane.previous_public_key]
+    let (present, next, previous) = match dataplane.lanes.get(usize::from(lane)) {
+        Some(keys) => (Some(&keys.public_key), &keys.next_public_key, &keys.previous_public_key),
+        None => (dataplane.public_key.as_ref(), &dataplane.next_public_key, &dataplane.previous_public_key),
     };
+    let other = [next.as_ref(), previous.as_ref()];
+    let keys = if slot == dataplane.key_slot { [present, None] } else { other };
     let port = keys.into_iter().flatten().find_map(|key| gateway.ports.get(key)).copied();
     SocketAddr::new(endpoint.ip(), port.unwrap_or(endpoint.port()))
 }
@@ -124,6 +150,7 @@ fn endpoint(intent: &NodeIntent, endpoints: &[SocketAddr]) -> Option<SocketAddr>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use isthmus_model::dataplane::LaneKeys;
 
     #[test]
     fn the_port_that_the_peer_has_for_the_tunnels_key_replaces_the_endpoints() {
@@ -137,9 +164,46 @@ mod tests {
             previous_public_key: Some("old".into()),
             ..DataplaneState::default()
         };
-        let port = |slot, ports| on_own_port(endpoint, &ours, slot, &gateway(ports)).port();
+        let port = |slot, ports| on_own_port(endpoint, &ours, (0, slot), &gateway(ports)).port();
         let both = [("new", 51823), ("old", 51822)];
         assert_eq!((port(KeySlot::First, &both), port(KeySlot::Second, &both)), (51823, 51822));
         assert_eq!(port(KeySlot::First, &[("another's", 51825)]), 51820);
+        let lane = |present: &str, old: &str| LaneKeys {
+            public_key: present.into(),
+            previous_public_key: Some(old.into()),
+            next_public_key: None,
+        };
+        let lanes = vec![lane("new", "old"), lane("new 1", "old 1")];
+        let ours = DataplaneState { lanes, ..ours };
+        let ports = [("new", 51823), ("old", 51822), ("new 1", 51825), ("old 1", 51826)];
+        let port = |lane, slot| on_own_port(endpoint, &ours, (lane, slot), &gateway(&ports)).port();
+        assert_eq!([0, 1].map(|lane| port(lane, KeySlot::First)), [51823, 51825]);
+        assert_eq!([0, 1].map(|lane| port(lane, KeySlot::Second)), [51822, 51826]);
+    }
+
+    fn pairs(ours: usize, theirs: usize) -> Vec<(u8, u8)> {
+        lane_pairs(ours, theirs).collect()
+    }
+
+    #[test]
+    fn every_lane_of_the_side_with_more_has_a_tunnel_and_both_sides_come_to_the_same_pairs() {
+        assert_eq!(pairs(2, 2), [(0, 0), (1, 1)]);
+        assert_eq!(pairs(2, 1), [(0, 0), (1, 0)]);
+        assert_eq!(pairs(3, 2), [(0, 0), (1, 1), (2, 0)]);
+        for (ours, theirs) in (0..12).flat_map(|ours| (0..12).map(move |theirs| (ours, theirs))) {
+            let (here, there) = (pairs(ours, theirs), pairs(theirs, ours));
+            assert_eq!(here, there.iter().map(|(a, b)| (*b, *a)).collect::<Vec<_>>(), "{ours} and {theirs}");
+            assert!(here.iter().all(|(a, b)| *a < LANES_MAX && *b < LANES_MAX));
+            let once: std::collections::BTreeSet<_> = here.iter().collect();
+            assert_eq!(once.len(), here.len(), "{ours} and {theirs}");
+        }
+    }
+
+    #[test]
+    fn with_a_side_that_does_not_know_of_lanes_there_is_one_tunnel() {
+        for (ours, theirs) in [(0, 0), (0, 1), (1, 0), (8, 0), (0, 8), (1, 1)] {
+            assert_eq!(pairs(ours, theirs), [(0, 0)], "{ours} and {theirs}");
+        }
+        assert_eq!(pairs(8, 1).len(), 8, "one lane is another thing than none");
     }
 }

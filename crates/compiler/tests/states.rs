@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use isthmus_compiler::*;
-use isthmus_model::dataplane::{KeySlot, ProbeState};
+use isthmus_model::dataplane::{KeySlot, LaneKeys, ProbeState};
 use isthmus_model::ids::{LinkName, PeerName};
 use isthmus_model::kernel::{Desired, Route, RouteKind};
 use isthmus_model::nft::Set;
@@ -86,6 +86,7 @@ fn with_peer(mut intent: NodeIntent, local_gateways: &[&str]) -> NodeIntent {
         endpoints: vec![format!("172.18.1.{number}:51820").parse().unwrap()],
         mesh_addresses: vec![address(&format!("10.2.0.{}", number * 64))],
         ports: [("our key".to_owned(), 51822)].into(),
+        lanes: Vec::new(),
     };
     let peer = Peer {
         remote_cidrs: [net("10.2.0.0/16"), net("fd00:2::/64")].into(),
@@ -205,7 +206,7 @@ fn an_egress_policy_without_a_gateway_lets_nothing_out() {
 fn a_tunnel_that_is_down_carries_nothing_while_another_is_up_and_all_carry_while_none_is() {
     let intent = with_peer(cluster("n1"), &["n1"]);
     let west = "west".parse().unwrap();
-    let devices = ["g0", "g1"].map(|gateway| tunnel_device(&west, gateway, KeySlot::First));
+    let devices = ["g0", "g1"].map(|gateway| tunnel_device(&west, gateway, KeySlot::First, (0, 0)));
     let mut facts = facts_of_n1();
     assert_eq!(hops(&compile(&intent, &facts)), devices.clone().into());
     let up = ProbeState { up: true, path_mtu: Some(1380), ..ProbeState::default() };
@@ -221,7 +222,7 @@ fn while_the_key_rotates_tunnels_with_both_keys_carry_then_those_with_the_new_on
     let mut intent = with_peer(cluster("n1"), &["n1"]);
     let west: PeerName = "west".parse().unwrap();
     intent.peers.get_mut(&west).unwrap().gateways.remove("g1");
-    let [old, new] = [KeySlot::First, KeySlot::Second].map(|slot| tunnel_device(&west, "g0", slot));
+    let [old, new] = [KeySlot::First, KeySlot::Second].map(|slot| tunnel_device(&west, "g0", slot, (0, 0)));
     let up = ProbeState { up: true, path_mtu: Some(1380), ..ProbeState::default() };
     let mut facts = facts_of_n1();
     facts.dataplane.public_key = Some("present".into());
@@ -265,6 +266,36 @@ fn while_the_key_rotates_tunnels_with_both_keys_carry_then_those_with_the_new_on
     facts.dataplane.previous_public_key = None;
     let desired = compile(&intent, &facts);
     assert_eq!(desired.dataplane.tunnels.keys().collect::<Vec<_>>(), [&new]);
+}
+
+#[test]
+fn each_lane_has_tunnels_of_its_own_and_flows_spread_over_all_that_are_up() {
+    let mut intent = with_peer(cluster("n1"), &["n1"]);
+    let west: PeerName = "west".parse().unwrap();
+    let gateways = &mut intent.peers.get_mut(&west).unwrap().gateways;
+    let lane = |number: u16| RemoteLane { public_key: format!("lane {number}"), port: 51821 + number };
+    gateways.get_mut("g0").unwrap().lanes = vec![lane(0), lane(1), lane(2)];
+    let mut facts = facts_of_n1();
+    let keys = |key: &str| LaneKeys { public_key: key.into(), ..LaneKeys::default() };
+    facts.dataplane.lanes = vec![keys("ours"), keys("our second")];
+    let desired = compile(&intent, &facts);
+    let told = |lanes| {
+        let device = tunnel_device(&west, "g0", KeySlot::First, lanes);
+        let tunnel = &desired.dataplane.tunnels[&device];
+        (tunnel.lane, tunnel.peer_key.clone(), tunnel.endpoint.unwrap().port())
+    };
+    assert_eq!(told((0, 0)), (0, "key of 0".into(), 51820));
+    assert_eq!(told((1, 1)), (1, "lane 1".into(), 51822));
+    assert_eq!(told((0, 2)), (0, "lane 2".into(), 51823));
+    assert_eq!(desired.dataplane.tunnels.len(), 4, "g1 does not know of lanes");
+    assert_eq!(hops(&desired).len(), 4);
+
+    let of_g0 = [(0, 0), (1, 1), (0, 2)].map(|lanes| tunnel_device(&west, "g0", KeySlot::First, lanes));
+    for device in &of_g0[..2] {
+        let up = ProbeState { up: true, ..ProbeState::default() };
+        facts.dataplane.probes.insert(tunnel_probe(device), up);
+    }
+    assert_eq!(hops(&compile(&intent, &facts)), of_g0[..2].iter().cloned().collect());
 }
 
 #[test]
@@ -358,7 +389,7 @@ fn states() -> impl Strategy<Value = (NodeIntent, NodeFacts)> {
         if egress {
             intent = with_egress(intent, gateways.first().copied());
         }
-        let device = tunnel_device(&"west".parse().unwrap(), "g0", KeySlot::First);
+        let device = tunnel_device(&"west".parse().unwrap(), "g0", KeySlot::First, (0, 0));
         facts
             .dataplane
             .probes

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_model::dataplane::{DataplaneState, KeySlot, ProbeState, TunnelState, WireGuardMode};
+use isthmus_model::dataplane::{DataplaneState, KeySlot, LaneKeys, ProbeState, TunnelState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 
 /// Reports are at least this far apart.
@@ -39,13 +39,12 @@ pub(crate) struct Told {
 /// What is told of our keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OwnKeys {
-    pub(crate) present: String,
+    /// The node's own, which are those of its first lane.
+    pub(crate) node: LaneKeys,
+    /// Those of every lane.
+    pub(crate) lanes: Vec<LaneKeys>,
     pub(crate) slot: KeySlot,
     pub(crate) generation: u64,
-    /// The key before, while peers may still use it.
-    pub(crate) previous: Option<String>,
-    /// The key after, while tunnels with it come up.
-    pub(crate) next: Option<String>,
 }
 
 impl Board {
@@ -60,12 +59,13 @@ impl Board {
         self.post(|state| {
             let told = |state: &DataplaneState| {
                 let keys = [&state.public_key, &state.previous_public_key, &state.next_public_key];
-                (keys.map(Clone::clone), state.key_slot, state.key_generation)
+                (keys.map(Clone::clone), state.lanes.clone(), state.key_slot, state.key_generation)
             };
             let before = told(state);
-            (state.key_slot, state.key_generation) = (keys.slot, keys.generation);
-            state.public_key = Some(keys.present);
-            (state.previous_public_key, state.next_public_key) = (keys.previous, keys.next);
+            (state.key_slot, state.key_generation, state.lanes) = (keys.slot, keys.generation, keys.lanes);
+            let LaneKeys { public_key, previous_public_key, next_public_key } = keys.node;
+            state.public_key = Some(public_key);
+            (state.previous_public_key, state.next_public_key) = (previous_public_key, next_public_key);
             told(state) != before
         });
     }
@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn a_path_that_goes_down_is_told_within_the_gap_and_a_round_trip_is_not() {
-        let keys =
-            OwnKeys { present: "k".into(), slot: KeySlot::First, generation: 0, previous: None, next: None };
+        let node = LaneKeys { public_key: "k".into(), ..LaneKeys::default() };
+        let keys = OwnKeys { lanes: vec![node.clone()], node, slot: KeySlot::First, generation: 0 };
         let board = Arc::new(Board::new(keys, WireGuardMode::Userspace));
         board.post_probes(probes(true, 5));
         let (_, told) = board.wait(None).unwrap();

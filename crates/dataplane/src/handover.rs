@@ -188,7 +188,7 @@ impl Old {
             tracing::warn!(%error, "the worker that took over has ended");
         }
         tracing::info!("another worker carries; this one opens what is still on its way to it");
-        // Without a sender it has ended.
+        // Nothing is ever sent; it fails when the last lane has dropped its sender.
         let _ = drained.recv();
         tracing::info!("nothing is on its way any more; this worker ends");
     }

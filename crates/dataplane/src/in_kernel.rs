@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_model::dataplane::{DataplaneConfig, TunnelState, WireGuardMode};
+use isthmus_model::dataplane::{DataplaneConfig, Tunnel, TunnelState, WireGuardMode};
 use isthmus_model::ids::LinkName;
 use isthmus_wg::accept;
 use isthmus_wg_kernel::{Change, Device, WireGuard};
@@ -29,6 +29,8 @@ use crate::rotation::Rotation;
 use isthmus_wg_device::{Ear, bell, sleep_until};
 use plan::{Wanted, is_alive, peer_change, ports};
 
+/// The kernel encrypts on every core by itself: one lane is enough, and the fewer there are the more peers the ports are enough for.
+pub(crate) const LANES: u8 = 1;
 /// How often it is looked whether somebody has deleted a device.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often what the kernel counted is posted.
@@ -133,7 +135,7 @@ impl Keeper {
                 }
                 Command::StepBack(drained) => {
                     // Nothing ever comes by here.
-                    let _ = drained.send(());
+                    drop(drained);
                     continue;
                 }
                 Command::Configure(config, answer) => (self.configure(*config), answer),
@@ -152,12 +154,8 @@ impl Keeper {
         if !config.gateway && !config.tunnels.is_empty() {
             failures.push("tunnels were given to a node that is no gateway; none of them runs".to_owned());
         }
-        let keys = self.rotation.keys().by_slot();
-        let keys = keys.into_iter().map(|(slot, key)| (slot, key.public())).collect();
-        let (accepted, refusals) = accept(tunnels, &keys);
-        failures.extend(refusals.iter().map(ToString::to_string));
-        let mut wanted: BTreeMap<LinkName, Wanted> =
-            accepted.into_iter().map(|(name, (peer, tunnel))| (name, Wanted::new(peer, tunnel))).collect();
+        let (mut wanted, refused) = self.wanted_of(tunnels);
+        failures.extend(refused);
         let mut before = std::mem::take(&mut self.wanted);
         for (name, wanted) in &mut wanted {
             wanted.told = before.remove(name).filter(|old| old.peer == wanted.peer).and_then(|old| old.told);
@@ -171,6 +169,24 @@ impl Keeper {
         }
         failures.extend(self.converge());
         failures
+    }
+
+    /// The tunnels that can run, and a word about each other one. More than one lane is there only while the agent has not heard that this
+    /// process has one.
+    fn wanted_of(&self, tunnels: &BTreeMap<LinkName, Tunnel>) -> (BTreeMap<LinkName, Wanted>, Vec<String>) {
+        let (mut wanted, mut refused) = (BTreeMap::new(), Vec::new());
+        let lanes: BTreeSet<u8> = tunnels.values().map(|tunnel| tunnel.lane).collect();
+        for lane in lanes {
+            let of_lane = tunnels.iter().filter(|(_, tunnel)| tunnel.lane == lane);
+            let of_lane = of_lane.map(|(name, tunnel)| (name.clone(), tunnel.clone())).collect();
+            let keys = self.rotation.keys().of_lane(lane);
+            let keys = keys.into_iter().map(|(slot, key)| (slot, key.public())).collect();
+            let (accepted, refusals) = accept(&of_lane, &keys);
+            refused.extend(refusals.iter().map(ToString::to_string));
+            wanted
+                .extend(accepted.into_iter().map(|(name, (peer, tunnel))| (name, Wanted::new(peer, tunnel))));
+        }
+        (wanted, refused)
     }
 
     /// Tunnel devices of an earlier process that nobody wants, of either mode.
@@ -220,7 +236,7 @@ impl Keeper {
         let own = self
             .rotation
             .keys()
-            .by_slot()
+            .of_lane(wanted.lane)
             .remove(&wanted.key_slot)
             .ok_or_else(|| io::Error::other("its key is gone"))?;
         let made = seen.is_none();
@@ -308,7 +324,7 @@ impl Keeper {
             self.scribe.note(self.memory(&states));
         }
         self.board.post_tunnels(states.clone());
-        self.board.post_keys(self.rotation.keys().told());
+        self.board.post_keys(self.rotation.keys().told(LANES));
         states
     }
 }

@@ -14,6 +14,9 @@ const MAX_RECORD_BYTES: usize = 65;
 /// Descriptors that are kept at most: more tunnels than this open their devices anew after a crash.
 const MAX_KEPT: usize = 8192;
 
+/// Begins the names of relays.
+const RELAY: &str = "relay";
+
 /// What a descriptor is kept as.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct KeptName(String);
@@ -34,12 +37,16 @@ impl KeptName {
         Self("memory".into())
     }
 
-    /// The connection between two engines that share the port.
-    pub(crate) fn relay() -> Self {
-        Self("relay".into())
+    /// The connection between two engines that share the port of a lane.
+    pub(crate) fn relay(lane: u8) -> Self {
+        Self(if lane == 0 { RELAY.into() } else { format!("{RELAY}/{lane}") })
     }
 
-    /// The WireGuard port.
+    fn is_relay(&self) -> bool {
+        self.0.strip_prefix(RELAY).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// A WireGuard port.
     pub(crate) fn port(number: u16) -> Self {
         Self(format!("udp/{number}"))
     }
@@ -160,11 +167,18 @@ impl Kept {
 
     /// Those that a worker's parent keeps: all but what is between two workers.
     pub(crate) fn lasting(&self) -> impl Iterator<Item = (&KeptName, &OwnedFd)> {
-        self.0.iter().filter(|(name, _)| **name != KeptName::relay())
+        self.0.iter().filter(|(name, _)| !name.is_relay())
     }
 
     pub(crate) fn take(&mut self, name: &KeptName) -> Option<OwnedFd> {
         self.0.remove(name)
+    }
+
+    /// Takes all of the other, as far as there is room.
+    pub(crate) fn extend(&mut self, other: Self) {
+        for (name, descriptor) in other.0 {
+            self.put(name, descriptor);
+        }
     }
 
     /// Takes what no one has taken.
@@ -245,6 +259,17 @@ mod tests {
         Word::Keep(KeptName::owner()).send(&here, None).unwrap();
         Word::ThatIsAll.send(&here, None).unwrap();
         assert!(Kept::receive(&there).unwrap().take_rest().is_empty());
+    }
+
+    #[test]
+    fn what_is_between_two_workers_does_not_last() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let mut kept = Kept::default();
+        for name in [KeptName::relay(0), KeptName::relay(1), KeptName::port(51820), KeptName::memory()] {
+            kept.put(name, null.try_clone().unwrap().into());
+        }
+        let lasting: Vec<_> = kept.lasting().map(|(name, _)| name.clone()).collect();
+        assert_eq!(lasting, [KeptName::memory(), KeptName::port(51820)]);
     }
 
     #[test]

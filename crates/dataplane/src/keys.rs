@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use isthmus_model::dataplane::KeySlot;
+use isthmus_model::dataplane::{KeySlot, LaneKeys};
 use isthmus_wg::{InvalidKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
@@ -108,25 +108,31 @@ impl KeyStore {
         self.slot_of(&self.present)
     }
 
-    /// All keys by their slots: one, or two while the key rotates.
-    pub(crate) fn by_slot(&self) -> BTreeMap<KeySlot, &PrivateKey> {
+    /// All keys of a lane by their slots: one, or two while the key rotates.
+    pub(crate) fn of_lane(&self, lane: u8) -> BTreeMap<KeySlot, PrivateKey> {
         let keys = [Some(&self.present), self.next.as_ref(), self.previous.as_ref()];
-        keys.into_iter().flatten().map(|key| (self.slot_of(key), key)).collect()
+        keys.into_iter().flatten().map(|key| (self.slot_of(key), key.of_lane(lane))).collect()
     }
 
     fn slot_of(&self, key: &PrivateKey) -> KeySlot {
         if self.second.contains(&key.public()) { KeySlot::Second } else { KeySlot::First }
     }
 
-    /// What is told: the next key beside the present one, then the previous beside it.
-    pub(crate) fn told(&self) -> OwnKeys {
-        let told = |key: &Option<PrivateKey>| key.as_ref().map(|key| key.public().to_string());
+    /// What is told of so many lanes: the next key beside the present one, then the previous beside it.
+    pub(crate) fn told(&self, lanes: u8) -> OwnKeys {
+        let lane = |lane| {
+            let told = |key: &PrivateKey| key.of_lane(lane).public().to_string();
+            LaneKeys {
+                public_key: told(&self.present),
+                previous_public_key: self.previous.as_ref().map(told),
+                next_public_key: self.next.as_ref().map(told),
+            }
+        };
         OwnKeys {
-            present: self.present.public().to_string(),
+            node: lane(0),
+            lanes: (0..lanes).map(lane).collect(),
             slot: self.slot(),
             generation: self.generation,
-            previous: told(&self.previous),
-            next: told(&self.next),
         }
     }
 
@@ -261,21 +267,44 @@ mod tests {
         let mut store = reopened();
         let first = store.present().public();
         let second = store.make_next().unwrap().public();
-        let told = reopened().told();
-        assert_eq!((told.present, told.next), (first.to_string(), Some(second.to_string())));
+        let told = reopened().told(1);
+        assert_eq!(
+            (told.node.public_key, told.node.next_public_key),
+            (first.to_string(), Some(second.to_string()))
+        );
         assert_eq!((told.slot, told.generation), (KeySlot::First, 0));
         store.switch(4).unwrap();
         let mut store = reopened();
-        let told = store.told();
-        assert_eq!((told.present, told.previous), (second.to_string(), Some(first.to_string())));
+        let told = store.told(1);
+        assert_eq!(
+            (told.node.public_key, told.node.previous_public_key),
+            (second.to_string(), Some(first.to_string()))
+        );
         assert_eq!((told.slot, told.generation), (KeySlot::Second, 4));
-        assert_eq!(store.by_slot()[&KeySlot::First].public(), first);
+        assert_eq!(store.of_lane(0)[&KeySlot::First].public(), first);
         store.forget_previous().unwrap();
-        assert_eq!(reopened().by_slot().len(), 1);
+        assert_eq!(reopened().of_lane(0).len(), 1);
         store.make_next().unwrap();
         store.switch(5).unwrap();
         assert_eq!((reopened().slot(), reopened().generation()), (KeySlot::First, 5));
-        assert_eq!(reopened().by_slot()[&KeySlot::Second].public(), second);
+        assert_eq!(reopened().of_lane(0)[&KeySlot::Second].public(), second);
+    }
+
+    #[test]
+    fn every_lane_is_told_with_keys_that_change_with_the_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = KeyStore::open(dir.path()).unwrap();
+        store.make_next().unwrap();
+        let during = store.told(3);
+        assert_eq!(during.lanes[0], during.node);
+        store.switch(1).unwrap();
+        let after = store.told(3);
+        for (lane, (before, now)) in (0..).zip(during.lanes.iter().zip(&after.lanes)) {
+            assert_eq!(before.next_public_key.as_ref(), Some(&now.public_key));
+            assert_eq!(now.previous_public_key.as_ref(), Some(&before.public_key));
+            let own = store.of_lane(lane)[&after.slot].public().to_string();
+            assert_eq!((own, after.lanes.len()), (now.public_key.clone(), 3));
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! The process that is started ([`parent`]) does nothing but keep what must survive: descriptors, and what its worker remembered. All work is
 //! done by the worker ([`worker`]), which is started again whenever it ends.
 //!
-//! A worker has three kinds of threads: one carries packets and owns the engine, so that no packet takes a lock; one runs the probes;
-//! and each connection of an agent has a pair. They meet on the board ([`board`]), where what was measured is posted.
+//! A worker has these threads: each lane has one that carries packets and owns an engine, so that no packet takes a lock; one is for all
+//! lanes; one runs the probes; and each connection of an agent has a pair. They meet on the board ([`board`]), where what was measured is posted.
 
 mod board;
 pub mod client;
@@ -28,6 +28,8 @@ mod worker;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use isthmus_model::ownership::LANES_MAX;
+
 pub use keys::KeyError;
 
 /// Where the process finds what it needs.
@@ -39,6 +41,53 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Who shall encrypt.
     pub wireguard: WireGuardChoice,
+    /// How many lanes there are where this process encrypts.
+    pub lanes: LaneChoice,
+}
+
+/// How many lanes a gateway has where the data plane process encrypts: threads that encrypt beside one another, each with a key, a port and
+/// tunnels of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneChoice {
+    /// One for each core that the process may use.
+    Cores,
+    /// So many.
+    Exactly(u8),
+}
+
+impl LaneChoice {
+    /// From 1 to [`LANES_MAX`].
+    pub fn count(self) -> u8 {
+        match self {
+            Self::Cores => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                u8::try_from(cores).map_or(LANES_MAX, |cores| cores.clamp(1, LANES_MAX))
+            }
+            Self::Exactly(count) => count.clamp(1, LANES_MAX),
+        }
+    }
+}
+
+impl Default for LaneChoice {
+    fn default() -> Self {
+        Self::Exactly(1)
+    }
+}
+
+/// A word that is no number of lanes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither `cores` nor a number from 1 to {LANES_MAX}")]
+pub struct NoLanes(String);
+
+impl FromStr for LaneChoice {
+    type Err = NoLanes;
+    fn from_str(text: &str) -> Result<Self, NoLanes> {
+        match text.parse() {
+            _ if text == "cores" => Ok(Self::Cores),
+            Ok(count) if (1..=LANES_MAX).contains(&count) => Ok(Self::Exactly(count)),
+            _ => Err(NoLanes(text.to_owned())),
+        }
+    }
 }
 
 /// Who shall encrypt.
@@ -76,6 +125,7 @@ impl Default for Options {
             socket: isthmus_model::ownership::DATAPLANE_SOCKET.into(),
             state_dir: isthmus_model::ownership::STATE_DIR.into(),
             wireguard: WireGuardChoice::default(),
+            lanes: LaneChoice::default(),
         }
     }
 }
@@ -108,5 +158,21 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     match std::env::var(parent::CHANNEL) {
         Ok(number) => worker::run(options, &number),
         Err(_) => parent::run(&options.socket),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_lanes_is_a_small_number_or_that_of_the_cores() {
+        for (text, count) in [("1", 1), ("8", 8), ("3", 3)] {
+            assert_eq!(text.parse::<LaneChoice>().unwrap().count(), count);
+        }
+        assert!((1..=LANES_MAX).contains(&"cores".parse::<LaneChoice>().unwrap().count()));
+        for text in ["0", "9", "-1", "", "two", "1000"] {
+            assert!(text.parse::<LaneChoice>().is_err(), "{text:?}");
+        }
     }
 }

@@ -180,24 +180,24 @@ impl Phase {
     }
 }
 
-/// Whether every remote gateway that the present key reaches is reached by the next one too, and over a path whose size is
-/// known if that was known before.
+/// Whether every remote gateway, and lane of one, that a lane's present key reaches is reached by its next one too, and over a path whose
+/// size is known if that was known before.
 fn leads_wherever_the_other_leads(
     config: &DataplaneConfig,
     probes: &BTreeMap<String, ProbeState>,
     present: KeySlot,
 ) -> bool {
-    let reached = |slot: KeySlot| -> BTreeSet<(&str, bool)> {
+    let reached = |slot: KeySlot| -> BTreeSet<(u8, &str, bool)> {
         let paths = config.probes.iter().filter_map(|(name, probe)| {
             let tunnel = config.tunnels.get(probe.device.as_ref()?)?;
             let state = probes.get(name).filter(|state| state.up && tunnel.key_slot == slot)?;
-            Some((tunnel.peer_key.as_str(), state.path_mtu.is_some()))
+            Some((tunnel.lane, tunnel.peer_key.as_str(), state.path_mtu.is_some()))
         });
         paths.collect()
     };
     let next = reached(present.other());
-    let as_good = |(key, sized): &(&str, bool)| {
-        next.contains(&(*key, true)) || (!sized && next.contains(&(*key, false)))
+    let as_good = |(lane, key, sized): &(u8, &str, bool)| {
+        next.contains(&(*lane, *key, true)) || (!sized && next.contains(&(*lane, *key, false)))
     };
     reached(present).iter().all(as_good)
 }
@@ -221,6 +221,7 @@ mod tests {
                 allowed: BTreeSet::new(),
                 keepalive_s: 0,
                 key_slot: *key_slot,
+                lane: 0,
             };
             let probe = Probe {
                 target: "10.2.0.0:51821".parse().unwrap(),
@@ -259,6 +260,22 @@ mod tests {
         );
         assert!(switches(&[(First, "g0", true, false), (Second, "g0", true, false)], 60));
         assert!(switches(&[], 11), "a node without tunnels needs nobody's leave");
+    }
+
+    #[test]
+    fn a_lane_that_does_not_lead_there_yet_holds_the_next_key_up_though_another_does() {
+        use KeySlot::{First, Second};
+        let of = [(First, "g", true, true), (First, "g", true, true), (Second, "g", true, true)];
+        let with_second_lane = |second_lane_too: bool| {
+            let (mut config, mut states) =
+                tunnels(&[&of[..], &[(Second, "g", second_lane_too, true)]].concat());
+            // The second and the fourth are those of the second lane.
+            config.tunnels.values_mut().skip(1).step_by(2).for_each(|tunnel| tunnel.lane = 1);
+            states.values_mut().for_each(|state| state.path_mtu = Some(1420));
+            let start = Instant::now();
+            Phase::introducing(start).may_switch(&config, &states, PRESENT, start + Duration::from_secs(11))
+        };
+        assert!(!with_second_lane(false) && with_second_lane(true));
     }
 
     #[test]

@@ -92,7 +92,8 @@ fn work(options: &Options, inheritance: Inheritance) -> Result<(), StartError> {
     let keys = KeyStore::open(&options.state_dir)?;
     let kernel = kernel_wireguard(choice(options.wireguard, memory.as_ref()))?;
     let mode = if kernel.is_some() { WireGuardMode::Kernel } else { WireGuardMode::Userspace };
-    let board = Arc::new(Board::new(keys.told(), mode));
+    let lanes = if kernel.is_some() { in_kernel::LANES } else { options.lanes.count() };
+    let board = Arc::new(Board::new(keys.told(lanes), mode));
     if let Some(memory) = &memory {
         board.post_tunnels(memory.tunnels());
         board.post_probes(memory.probes.clone());
@@ -101,6 +102,7 @@ fn work(options: &Options, inheritance: Inheritance) -> Result<(), StartError> {
     let (carries, carrying) = channel();
     let tunnels = packets::Start {
         keys,
+        lanes,
         board: Arc::clone(&board),
         scribe: Scribe::new(parent.clone()),
         memory: memory.clone(),

@@ -122,21 +122,21 @@ fn a_node_changes_from_the_kernel_to_the_process_and_back_and_its_peer_need_not_
 #[test]
 fn a_key_rotates_between_two_kernels_without_a_packet_lost() {
     if let Some(mut pair) = with_kernel("kernel to kernel, rotation", ["kernel", "kernel"]) {
-        rotates(&mut pair);
+        rotates(&mut pair, 1);
     }
 }
 
 #[test]
 fn a_key_of_the_kernel_rotates_towards_a_process_without_a_packet_lost() {
     if let Some(mut pair) = with_kernel("kernel to userspace, rotation", ["kernel", "userspace"]) {
-        rotates(&mut pair);
+        rotates(&mut pair, 1);
     }
 }
 
 #[test]
 fn a_key_of_a_process_rotates_towards_the_kernel_without_a_packet_lost() {
     if let Some(mut pair) = with_kernel("userspace to kernel, rotation", ["userspace", "kernel"]) {
-        rotates(&mut pair);
+        rotates(&mut pair, 1);
     }
 }
 

@@ -142,7 +142,7 @@ fn a_deleted_device_is_made_again_and_unwanted_ones_of_ours_are_swept() {
 #[test]
 fn a_key_rotates_under_traffic_without_a_packet_lost() {
     if let Some(mut pair) = as_root("rotates") {
-        rotates(&mut pair);
+        rotates(&mut pair, 1);
     }
 }
 

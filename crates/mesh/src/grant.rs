@@ -240,11 +240,9 @@ impl Judge<'_> {
                 format!("at most {} gateways are taken", limits::GATEWAYS),
             );
         }
-        let mut known = self.accepted.gateways.values().map(|gateway| &gateway.public_key);
-        if self.grant.taken_keys.contains(&gateway.public_key) || known.any(|key| *key == gateway.public_key)
-        {
-            let reason =
-                "its public key is that of another gateway; keys are made on each node and never copied";
+        let is_known = |key| self.accepted.gateways.values().any(|known| known.keys().any(|one| one == key));
+        if gateway.keys().any(|key| self.grant.taken_keys.contains(&key) || is_known(key)) {
+            let reason = "its public key, or that of a lane, is that of another gateway; keys are made on each node and never copied";
             return self.refuse(RefusalCode::KeyTaken, what, reason);
         }
         let (endpoints, wrong): (Vec<_>, Vec<_>) =

@@ -131,6 +131,27 @@ pub struct Gateway {
     /// (a kernel that encrypts has one port for each tunnel).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<PublicKey, u16>,
+    /// Its lanes, of which the first has `public_key`: each like a gateway beside it, at the same addresses. None from a version that does
+    /// not know of them, which is another thing than one lane: nobody looks for the peer's lanes there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lanes: Vec<Lane>,
+}
+
+impl Gateway {
+    /// Every key that it shows as its own.
+    pub fn keys(&self) -> impl Iterator<Item = PublicKey> {
+        std::iter::once(self.public_key).chain(self.lanes.iter().skip(1).map(|lane| lane.public_key))
+    }
+}
+
+/// A lane of a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lane {
+    /// Its WireGuard public key.
+    pub public_key: PublicKey,
+    /// The UDP port where it listens, in place of the endpoints'.
+    pub port: u16,
 }
 
 /// A Curve25519 public key, written as base64 of its 32 bytes.

@@ -66,12 +66,12 @@ pub enum Report {
 pub struct DataplaneConfig {
     /// Whether the WireGuard socket shall be open at all (gateway nodes only).
     pub gateway: bool,
-    /// UDP port of the WireGuard engine.
+    /// UDP port of the first lane; [`crate::ownership::lane_port`] says those of the others.
     pub listen_port: u16,
     /// The generation of the key that shall be in use: a key of an older one is rotated.
     #[serde(default)]
     pub key_generation: u64,
-    /// Tunnels by device name: one for each remote gateway and key of ours.
+    /// Tunnels by device name: one for each remote gateway and key of ours, and for each pair of lanes.
     pub tunnels: BTreeMap<LinkName, Tunnel>,
     /// Probes to run, by a name that the agent chooses.
     pub probes: BTreeMap<String, Probe>,
@@ -95,6 +95,15 @@ pub struct Tunnel {
     /// Which of our keys the tunnel has.
     #[serde(default, skip_serializing_if = "KeySlot::is_first")]
     pub key_slot: KeySlot,
+    /// Which of our lanes carries it. The lane's key follows from the node's.
+    #[serde(default, skip_serializing_if = "is_first_lane")]
+    pub lane: u8,
+}
+
+/// For serde, which calls it with a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_first_lane(lane: &u8) -> bool {
+    *lane == 0
 }
 
 /// A probe: a small datagram that the responder at the other end sends back.
@@ -128,6 +137,9 @@ pub struct DataplaneState {
     /// The key after it, while tunnels with that come up beside the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_public_key: Option<PublicKey>,
+    /// Keys of each lane, of which the first has those above; none from a process that does not know of lanes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lanes: Vec<LaneKeys>,
     /// Who encrypts.
     #[serde(default)]
     pub mode: WireGuardMode,
@@ -143,10 +155,23 @@ pub struct DataplaneState {
     pub probes: BTreeMap<String, ProbeState>,
 }
 
+/// The public keys of one lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneKeys {
+    /// The present one.
+    pub public_key: PublicKey,
+    /// The key before it, while peers may still use that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_public_key: Option<PublicKey>,
+    /// The key after it, while tunnels with that come up beside the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_public_key: Option<PublicKey>,
+}
+
 /// Who encrypts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WireGuardMode {
-    /// The data plane process, all tunnels over one port.
+    /// The data plane process, all tunnels of a lane over one port.
     #[default]
     Userspace,
     /// The kernel, each device with a port of its own.

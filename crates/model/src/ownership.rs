@@ -35,8 +35,11 @@ pub const VXLAN_VNI: u32 = 7300;
 pub const VXLAN_PORT: u16 = 4789;
 /// UDP port of the WireGuard engine on gateway nodes.
 pub const WIREGUARD_PORT: u16 = 51820;
-/// How many ports from there on are ours where the kernel encrypts: each device then has one, and none is [`PROBE_PORT`].
-pub const WIREGUARD_PORTS: u16 = 64;
+/// How many ports from there on are ours where the kernel encrypts: each device then has one, and none is [`PROBE_PORT`]. Lanes of this
+/// process have the first of them ([`lane_port`]).
+pub const WIREGUARD_PORTS: u16 = 256;
+/// How many lanes a gateway has at most. Each is a thread, and a tunnel to each gateway of a peer.
+pub const LANES_MAX: u8 = 8;
 /// UDP port of the probe responder, on node addresses and on mesh addresses.
 pub const PROBE_PORT: u16 = 51821;
 /// TCP port on which the leading operator serves peers.
@@ -61,6 +64,13 @@ pub const HOST_PROC_SYS: &str = "/host/proc/sys";
 /// Namespace of Isthmus' own objects.
 pub const SYSTEM_NAMESPACE: &str = "isthmus-system";
 
+/// The UDP port of a lane: the first has `first`, and the others have those after it, but [`PROBE_PORT`].
+pub fn lane_port(first: u16, lane: u8) -> u16 {
+    let port = first.saturating_add(u16::from(lane));
+    let beyond = lane > 0 && (first..=port).contains(&PROBE_PORT) && first != PROBE_PORT;
+    if beyond { port.saturating_add(1) } else { port }
+}
+
 /// The address of a block that the node keeps for itself: probes inside tunnels use it. Never given to a pod.
 pub fn mesh_address(block: &IpNet) -> IpAddr {
     block.network()
@@ -74,6 +84,16 @@ mod tests {
     fn the_probes_port_lies_among_those_of_the_tunnels() {
         let tunnels = WIREGUARD_PORT..WIREGUARD_PORT + WIREGUARD_PORTS;
         assert!(tunnels.contains(&PROBE_PORT), "pods would not be kept off it by the same rule");
+    }
+
+    #[test]
+    fn each_lane_has_a_port_of_its_own_among_those_of_the_tunnels_and_none_has_the_probes() {
+        let ports: Vec<u16> = (0..LANES_MAX).map(|lane| lane_port(WIREGUARD_PORT, lane)).collect();
+        assert_eq!(ports, [51820, 51822, 51823, 51824, 51825, 51826, 51827, 51828]);
+        assert_eq!([0, 1].map(|lane| lane_port(4000, lane)), [4000, 4001]);
+        assert!(
+            !ports.contains(&PROBE_PORT) && ports.iter().all(|port| *port < WIREGUARD_PORT + WIREGUARD_PORTS)
+        );
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use isthmus_api::v1alpha1::{NodeNetworkStatus, TunnelStatus};
-use isthmus_mesh::record::{Announcement, Cluster, Gateway, PublicKey, Record, announcement, limits};
+use isthmus_api::v1alpha1::{NodeLane, NodeNetworkStatus, TunnelStatus};
+use isthmus_mesh::record::{Announcement, Cluster, Gateway, Lane, PublicKey, Record, announcement, limits};
 use isthmus_model::ids::ClusterId;
 
 use crate::exports::Exports;
@@ -49,8 +49,20 @@ fn gateway(snapshot: &Snapshot, name: &str, status: &NodeNetworkStatus) -> Vec<G
         endpoints: status.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect(),
         mesh_addresses: status.mesh_addresses.iter().filter_map(|address| address.parse().ok()).collect(),
         ports: ports(snapshot, status, slot),
+        lanes: lanes(status, public_key),
     });
     gateways.filter(|gateway| !gateway.mesh_addresses.is_empty()).collect()
+}
+
+/// The node's lanes with the keys that belong to this one of the node; none if not all of them have one.
+fn lanes(status: &NodeNetworkStatus, public_key: PublicKey) -> Vec<Lane> {
+    let next = status.next_public_key.as_ref().is_some_and(|next| *next == public_key.to_string());
+    let lane = |lane: &NodeLane| {
+        let key = if next { lane.next_public_key.as_ref()? } else { &lane.public_key };
+        Some(Lane { public_key: key.parse().ok()?, port: u16::try_from(lane.port).ok()? })
+    };
+    let lanes: Option<Vec<Lane>> = status.lanes.iter().take(limits::LANES).map(lane).collect();
+    lanes.unwrap_or_default()
 }
 
 /// The name of a node as a gateway with a key in this slot.
@@ -64,7 +76,11 @@ fn ports(snapshot: &Snapshot, status: &NodeNetworkStatus, slot: i32) -> BTreeMap
         let port = u16::try_from(tunnel.listen_port?).ok().filter(|port| *port != 0)?;
         let peering = &snapshot.peerings.get(&tunnel.peering)?.status;
         let remote = peering.remote_gateways.iter().find(|remote| remote.name == tunnel.gateway)?;
-        Some((remote.public_key.parse().ok()?, port))
+        let key = match usize::try_from(tunnel.remote_lane.unwrap_or(0)) {
+            Ok(0) => &remote.public_key,
+            lane => &remote.lanes.get(lane.ok()?)?.public_key,
+        };
+        Some((key.parse().ok()?, port))
     };
     let with_key = status.tunnels.iter().filter(|tunnel| tunnel.key_slot.unwrap_or(0) == slot);
     with_key.filter_map(port).take(limits::GATEWAY_PORTS).collect()
@@ -74,7 +90,7 @@ fn ports(snapshot: &Snapshot, status: &NodeNetworkStatus, slot: i32) -> BTreeMap
 mod tests {
     use super::*;
     use crate::testing::seen_with;
-    use isthmus_api::v1alpha1::{ClusterPeeringStatus, RemoteGateway};
+    use isthmus_api::v1alpha1::{ClusterPeeringStatus, GatewayLane, RemoteGateway};
 
     fn key(byte: u8) -> String {
         PublicKey::from([byte; 32]).to_string()
@@ -118,5 +134,49 @@ mod tests {
         status.key_slot = Some(1);
         status.tunnels.remove(0);
         assert_eq!(told(&status), [second]);
+    }
+
+    #[test]
+    fn lanes_are_told_with_the_keys_that_go_with_the_nodes_and_ports_by_the_lane_at_the_other_end() {
+        let mut snapshot = Snapshot::default();
+        let there = |byte, port| GatewayLane { public_key: key(byte), port };
+        let west = RemoteGateway {
+            name: "w1".into(),
+            public_key: key(9),
+            lanes: vec![there(9, 51820), there(19, 51822)],
+            ..RemoteGateway::default()
+        };
+        let status = ClusterPeeringStatus { remote_gateways: vec![west], ..ClusterPeeringStatus::default() };
+        let nowhere = crate::snapshot::Problem { reason: "X", message: String::new() };
+        snapshot.peerings.insert("west".into(), seen_with(Err(nowhere), status));
+        let lane = |present, next, port| NodeLane {
+            public_key: key(present),
+            next_public_key: Some(key(next)),
+            port,
+        };
+        let mut status = NodeNetworkStatus {
+            public_key: Some(key(1)),
+            next_public_key: Some(key(2)),
+            lanes: vec![lane(1, 2, 51820), lane(11, 12, 51822)],
+            mesh_addresses: vec!["10.1.0.0".into()],
+            tunnels: vec![
+                tunnel(None, 51820),
+                TunnelStatus { remote_lane: Some(1), ..tunnel(None, 51823) },
+                TunnelStatus { remote_lane: Some(2), ..tunnel(None, 51824) },
+            ],
+            ..NodeNetworkStatus::default()
+        };
+        let told = |status: &NodeNetworkStatus| -> Vec<Vec<(String, u16)>> {
+            let lanes = |one: Gateway| one.lanes.iter().map(|l| (l.public_key.to_string(), l.port)).collect();
+            gateway(&snapshot, "e1", status).into_iter().map(lanes).collect()
+        };
+        let of = |first, second| vec![(key(first), 51820), (key(second), 51822)];
+        assert_eq!(told(&status), [of(1, 11), of(2, 12)]);
+        let ports = &gateway(&snapshot, "e1", &status)[0].ports;
+        let ports: Vec<_> = ports.iter().map(|(key, port)| (key.to_string(), *port)).collect();
+        assert_eq!(ports, [(key(9), 51820), (key(19), 51823)], "the peer has no third lane");
+
+        status.lanes.clear();
+        assert_eq!(told(&status), [vec![], vec![]], "an agent of before");
     }
 }

@@ -6,9 +6,9 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use isthmus_api::v1alpha1::ClusterPeeringStatus;
+use isthmus_api::v1alpha1::{ClusterPeeringStatus, GatewayLane, NodeNetworkStatus};
 use isthmus_mesh::grant::{Accepted, Grant, Refusal, accept};
-use isthmus_mesh::record::{Announcement, Cluster, Gateway, PublicKey, Record, announcement};
+use isthmus_mesh::record::{Announcement, Cluster, Gateway, Lane, PublicKey, Record, announcement};
 use isthmus_model::ids::{ClusterId, ClusterIdentity, PeerName};
 
 use crate::plan::Plan;
@@ -83,7 +83,7 @@ impl Earlier {
         if let Some(id) = &verdict.accepted.cluster_id {
             self.cluster_ids.insert(id.clone(), peer.clone());
         }
-        self.keys.extend(verdict.accepted.gateways.values().map(|gateway| gateway.public_key));
+        self.keys.extend(verdict.accepted.gateways.values().flat_map(Gateway::keys));
         self.cidrs.extend(verdict.accepted.cidrs.iter().map(|cidr| (*cidr, peer.clone())));
     }
 }
@@ -133,8 +133,14 @@ fn grant(
 /// WireGuard keys of our own nodes.
 fn local_keys(snapshot: &Snapshot) -> impl Iterator<Item = PublicKey> {
     let networks = snapshot.node_networks.values();
-    let keys = networks.flat_map(|seen| [&seen.status.public_key, &seen.status.next_public_key]);
-    keys.flatten().filter_map(|key| key.parse().ok())
+    networks.flat_map(|seen| keys_of(&seen.status)).filter_map(|key| key.parse().ok())
+}
+
+/// Keys that a node shows to peers, those of its lanes and of the next generation among them.
+fn keys_of(status: &NodeNetworkStatus) -> impl Iterator<Item = &String> {
+    let of_lanes =
+        status.lanes.iter().flat_map(|lane| [Some(&lane.public_key), lane.next_public_key.as_ref()]);
+    [status.public_key.as_ref(), status.next_public_key.as_ref()].into_iter().chain(of_lanes).flatten()
 }
 
 fn judge_one(snapshot: &Snapshot, name: &str, status: &ClusterPeeringStatus, grant: &Grant) -> Judged {
@@ -165,9 +171,14 @@ fn remembered(status: &ClusterPeeringStatus) -> Announcement {
                 .iter()
                 .filter_map(|one| Some((one.public_key.parse().ok()?, u16::try_from(one.port).ok()?)))
                 .collect(),
+            lanes: gateway.lanes.iter().map_while(remembered_lane).collect(),
         }))
     });
     announcement([Record::Cluster(Cluster { cluster_id, pod_cidrs })].into_iter().chain(gateways))
+}
+
+fn remembered_lane(lane: &GatewayLane) -> Option<Lane> {
+    Some(Lane { public_key: lane.public_key.parse().ok()?, port: u16::try_from(lane.port).ok()? })
 }
 
 /// Services that a peer exports into namespaces that are not there.

@@ -27,7 +27,7 @@ pub enum Refusal {
     NoKey(LinkName, KeySlot),
 }
 
-/// Tunnels that can run with these keys of ours, each with the peer's key; the others are named.
+/// Tunnels of one lane that can run with its keys, each with the peer's key; the others are named.
 pub fn accept<'a>(
     tunnels: &'a BTreeMap<LinkName, Tunnel>,
     own: &BTreeMap<KeySlot, PublicKey>,

@@ -43,6 +43,7 @@ fn tunnel(peer: &PrivateKey, endpoint: Option<&str>, allowed: &[&str]) -> Tunnel
         allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
         keepalive_s: 0,
         key_slot: KeySlot::First,
+        lane: 0,
     }
 }
 

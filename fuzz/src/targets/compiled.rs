@@ -6,7 +6,7 @@ use isthmus_compiler::{
     FALLBACK_METRIC, MAIN_TABLE, NodeFacts, NodeIntent, PodFacts, Uplink, compile, gateway_probe,
     own_tunnels, pod_link, render, tunnel_probe,
 };
-use isthmus_model::dataplane::ProbeState;
+use isthmus_model::dataplane::{LaneKeys, ProbeState};
 use isthmus_model::kernel::{Desired, RouteKey, RouteKind};
 use isthmus_model::nft::Set;
 use isthmus_model::ownership::{COPY_TABLE, ROUTE_TABLES, RULE_PRIORITIES};
@@ -38,6 +38,8 @@ fn facts(intent: &NodeIntent) -> NodeFacts {
     };
     facts.pods.insert(pod_link("a", "eth0"), pod);
     let up = |mtu| ProbeState { up: true, path_mtu: mtu, ..ProbeState::default() };
+    let lane = |key: &str| LaneKeys { public_key: key.to_owned(), ..LaneKeys::default() };
+    facts.dataplane.lanes = vec![lane("first"), lane("second"), lane("third")];
     let tunnels = own_tunnels(intent, &facts.dataplane)
         .into_keys()
         .map(|device| (tunnel_probe(&device), up(Some(1300))));

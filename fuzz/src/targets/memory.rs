@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a node acted on last, as it lies on its disk.
 
-use isthmus_compiler::{Block, Egress, Encapsulation, Node, NodeIntent, Peer, Pool, RemoteGateway};
+use isthmus_compiler::{
+    Block, Egress, Encapsulation, Node, NodeIntent, Peer, Pool, RemoteGateway, RemoteLane,
+};
 use isthmus_node_agent::memory::Memory;
 
 use super::{compiled, folder};
@@ -59,6 +61,7 @@ fn intent() -> NodeIntent {
         endpoints: vec!["192.0.2.1:51820".parse().expect("an endpoint")],
         mesh_addresses: vec![address("10.2.0.0")],
         ports: [("ours".to_owned(), 51822)].into(),
+        lanes: vec![RemoteLane { public_key: "lane".to_owned(), port: 51820 }],
     };
     let peer = Peer {
         remote_cidrs: [net("10.2.0.0/16"), net("fd00:2::/64")].into(),

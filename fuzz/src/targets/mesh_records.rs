@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use isthmus_mesh::grant::{Accepted, Grant, RESERVED_NAMESPACES, Refusal, accept};
 use isthmus_mesh::record::{
     AddressFamily, Announcement, Cluster, Endpoint, EndpointPort, Endpoints, Export, ExportKind, Gateway,
-    Protocol, PublicKey, Record, RecordKey, ServicePort, SessionAffinity, announcement, limits,
+    Lane, Protocol, PublicKey, Record, RecordKey, ServicePort, SessionAffinity, announcement, limits,
 };
 
 use crate::Seed;
@@ -58,7 +58,9 @@ fn within_grant(grant: &Grant, accepted: &Accepted) {
     let is_peers = |address: &IpAddr| accepted.cidrs.iter().any(|cidr| cidr.contains(address));
     let mut keys = grant.taken_keys.clone();
     for gateway in accepted.gateways.values() {
-        assert!(keys.insert(gateway.public_key), "two gateways with one key");
+        assert!(gateway.keys().all(|key| keys.insert(key)), "two gateways or lanes with one key");
+        assert!(gateway.lanes.first().is_none_or(|first| first.public_key == gateway.public_key));
+        assert!(gateway.lanes.len() <= limits::LANES && gateway.lanes.iter().all(|lane| lane.port != 0));
         assert!(!gateway.mesh_addresses.is_empty() && gateway.mesh_addresses.iter().all(is_peers));
         let own = |address: &IpAddr| {
             grant.local_nodes.contains(address)
@@ -151,6 +153,9 @@ pub(super) fn gateway(name: &str, key: u8, mesh: &str) -> Record {
         ],
         mesh_addresses: vec![mesh.parse().expect("an address")],
         ports: [(PublicKey::from([9; 32]), 51822)].into(),
+        lanes: [(key, 51820), (key | 0x80, 51822)]
+            .map(|(key, port)| Lane { public_key: [key; 32].into(), port })
+            .into(),
     })
 }
 

@@ -8,6 +8,7 @@ use isthmus_api::v1alpha1::{ClusterPeering, EgressPolicy, IPBlock, IPPool, NodeN
 use isthmus_compiler::{NodeIntent, PodName, Unserved};
 use isthmus_intake::cluster::{self, NodePart, ServicePart};
 use isthmus_intake::node::{NodeObjects, intake};
+use isthmus_model::ownership::LANES_MAX;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
@@ -109,6 +110,12 @@ fn peers_have_what_is_granted(objects: &NodeObjects, intent: &NodeIntent) {
         }
         let inside = |address: &IpAddr| peer.remote_cidrs.iter().any(|cidr| cidr.contains(address));
         assert!(peer.gateways.values().flat_map(|gateway| &gateway.mesh_addresses).all(inside));
+        for gateway in peer.gateways.values() {
+            assert!(
+                gateway.lanes.len() <= LANES_MAX.into() && gateway.lanes.iter().all(|lane| lane.port != 0)
+            );
+            assert!(gateway.lanes.first().is_none_or(|first| first.public_key == gateway.public_key));
+        }
     }
 }
 
@@ -161,7 +168,7 @@ const NODES: &str = r#"
 {"kind":"IPBlock","metadata":{"name":"b2"},"spec":{"pool":"pods","cidr":"10.1.0.64/26","node":"n2"}}
 "#;
 const PEERING: &str = r#"
-{"kind":"ClusterPeering","metadata":{"name":"west"},"spec":{"identity":"abababababababababababababababababababababababababababababababab","endpoints":["192.0.2.1:30743"],"allowedCIDRs":["10.2.0.0/15","fd00:2::/48"],"allowedNamespaces":["shop"]},"status":{"remoteCIDRs":["10.2.0.0/16","fd00:2::/64"],"closedCIDRs":["10.3.0.0/24"],"remoteGateways":[{"name":"g1","publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","endpoints":["192.0.2.1:51820"],"meshAddresses":["10.2.0.0"],"ports":[{"publicKey":"ours","port":51822}]}],"localGateways":["n1"]}}
+{"kind":"ClusterPeering","metadata":{"name":"west"},"spec":{"identity":"abababababababababababababababababababababababababababababababab","endpoints":["192.0.2.1:30743"],"allowedCIDRs":["10.2.0.0/15","fd00:2::/48"],"allowedNamespaces":["shop"]},"status":{"remoteCIDRs":["10.2.0.0/16","fd00:2::/64"],"closedCIDRs":["10.3.0.0/24"],"remoteGateways":[{"name":"g1","publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","endpoints":["192.0.2.1:51820"],"meshAddresses":["10.2.0.0"],"ports":[{"publicKey":"ours","port":51822}],"lanes":[{"publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","port":51820},{"publicKey":"CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=","port":51822}]}],"localGateways":["n1"]}}
 "#;
 const EGRESS: &str = r#"
 {"kind":"Namespace","metadata":{"name":"shop","labels":{"team":"red"}}}

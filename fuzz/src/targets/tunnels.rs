@@ -67,6 +67,7 @@ impl Side {
             allowed: allowed.iter().copied().collect(),
             keepalive_s: 0,
             key_slot: KeySlot::First,
+            lane: 0,
         };
         assert_eq!(engine.configure(&BTreeMap::from([(name.clone(), tunnel)]), now), []);
         let id = engine.id_of(&name).expect("it runs");

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use isthmus_dataplane::{Options, WireGuardChoice};
+use isthmus_dataplane::{LaneChoice, Options, WireGuardChoice};
 use isthmus_model::ownership::{DATAPLANE_SOCKET, STATE_DIR};
 use isthmus_node_agent::logs;
 
@@ -21,14 +21,18 @@ struct Arguments {
     /// Who encrypts: `auto` (the kernel if it has WireGuard, else this process), `kernel` or `userspace`.
     #[arg(long, env = "ISTHMUS_WIREGUARD", default_value = "auto")]
     wireguard: WireGuardChoice,
+    /// How many lanes a gateway has where this process encrypts: threads that encrypt beside one another, each with a UDP port (51820, then
+    /// from 51822 on) and tunnels of its own. A number from 1 to 8, or `cores`.
+    #[arg(long, env = "ISTHMUS_LANES", default_value = "1")]
+    lanes: LaneChoice,
     /// What is logged: a level, or levels by module.
     #[arg(long, env = "ISTHMUS_LOG", default_value = "info")]
     log: String,
 }
 
 fn main() -> anyhow::Result<()> {
-    let Arguments { socket, state_dir, wireguard, log } = Arguments::parse();
+    let Arguments { socket, state_dir, wireguard, lanes, log } = Arguments::parse();
     // Of sessions that begin and end we speak ourselves, with the tunnel's name.
     logs::start(&format!("boringtun=off,{log}"))?;
-    Ok(isthmus_dataplane::run(&Options { socket, state_dir, wireguard })?)
+    Ok(isthmus_dataplane::run(&Options { socket, state_dir, wireguard, lanes })?)
 }

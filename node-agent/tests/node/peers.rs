@@ -43,6 +43,7 @@ pub(crate) fn peering(
         endpoints: vec![gateway.endpoint.clone()],
         mesh_addresses: list(&gateway.mesh),
         ports: Vec::new(),
+        lanes: Vec::new(),
     };
     object.status = Some(ClusterPeeringStatus {
         remote_cidrs: list(cidrs),

@@ -125,8 +125,23 @@ pub struct RemoteGateway {
     pub mesh_addresses: Vec<String>,
     /// UDP ports where it listens for one gateway of ours each, in place of the endpoints' port.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(transform = shape::map(64, "publicKey"))]
+    #[schemars(transform = shape::map(256, "publicKey"))]
     pub ports: Vec<GatewayPort>,
+    /// Its lanes, of which the first has `publicKey`. Empty where its version does not know of lanes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(8, |_| {}))]
+    pub lanes: Vec<GatewayLane>,
+}
+
+/// A lane of a gateway of the peer.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayLane {
+    /// WireGuard public key, base64.
+    #[schemars(transform = shape::text(44))]
+    pub public_key: String,
+    /// UDP port where it listens, at the gateway's endpoints.
+    pub port: i32,
 }
 
 /// The port that a gateway of the peer has for one gateway of ours.

@@ -55,6 +55,11 @@ pub struct NodeNetworkStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = shape::text(44))]
     pub next_public_key: Option<String>,
+    /// The node's lanes: threads that encrypt beside one another, each with a key, a port and tunnels of its own. The first has
+    /// `publicKey`. Empty where the node does not know of lanes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = shape::atomic(8, |_| {}))]
+    pub lanes: Vec<NodeLane>,
     /// Generation of `publicKey`: `spec.keyGeneration` as far as the node has followed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_generation: Option<i64>,
@@ -87,6 +92,21 @@ pub struct NodeNetworkStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(transform = shape::map(1024, "device"))]
     pub tunnels: Vec<TunnelStatus>,
+}
+
+/// A lane of a node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeLane {
+    /// WireGuard public key, base64; it follows from the node's.
+    #[schemars(transform = shape::text(44))]
+    pub public_key: String,
+    /// The key that replaces it, while the node's key rotates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = shape::text(44))]
+    pub next_public_key: Option<String>,
+    /// UDP port where it listens while the node is a gateway.
+    pub port: i32,
 }
 
 /// How full a block is.
@@ -144,6 +164,14 @@ pub struct TunnelStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub key_slot: Option<i32>,
+    /// Which of the node's lanes carries it, counted from 0, where that is not the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 7))]
+    pub lane: Option<i32>,
+    /// To which lane of the remote gateway it leads, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 7))]
+    pub remote_lane: Option<i32>,
     /// Whether probes come back.
     pub up: bool,
     /// Where packets go.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The tunnel devices: made, served, made again when somebody deletes them, taken away when no longer wanted.
+//! The tunnel devices of a lane: made, served, made again when somebody deletes them, taken away when no longer wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,22 +10,20 @@ use isthmus_packet_io::{Lifetime, Tun};
 use isthmus_wg::DeviceId;
 use isthmus_wg_device::Carrier;
 
-use super::Inherited;
+use super::inherited::Shared;
 use crate::kept::KeptName;
 
 /// MTU of a device that is made here: what IPv6 over 1500-byte Ethernet leaves of a packet (1500 - 40 - 8 - 32).
 pub(crate) const MTU_BYTES: u16 = 1420;
 
 pub(super) struct Devices {
-    pub(super) inherited: Inherited,
+    inherited: Shared,
     names: BTreeMap<DeviceId, LinkName>,
-    /// What an earlier process left behind is taken away once, after the first configuration.
-    swept: bool,
 }
 
 impl Devices {
-    pub(super) fn new(inherited: Inherited) -> Self {
-        Self { inherited, names: BTreeMap::new(), swept: false }
+    pub(super) fn new(inherited: Shared) -> Self {
+        Self { inherited, names: BTreeMap::new() }
     }
 
     /// Serves exactly these. Returns what could not be done.
@@ -35,29 +33,11 @@ impl Devices {
         wanted: BTreeMap<DeviceId, LinkName>,
     ) -> Vec<String> {
         for (id, name) in self.names.iter().filter(|(id, _)| !wanted.contains_key(id)) {
-            self.inherited.parent.forget(KeptName::tun(name));
+            self.inherited.lock().parent.forget(KeptName::tun(name));
             carrier.release(*id).into_iter().for_each(remove);
-        }
-        if !self.swept {
-            sweep_kernels();
         }
         self.names = wanted;
         self.reopen(carrier)
-    }
-
-    /// Takes away, once, what an earlier process has left and nobody has asked for. What was kept of it goes first: a device is served by
-    /// one process alone.
-    pub(super) fn sweep(&mut self) {
-        if std::mem::replace(&mut self.swept, true) {
-            return;
-        }
-        let mut known: BTreeSet<String> = self.names.values().map(ToString::to_string).collect();
-        for (name, descriptor) in self.inherited.take_rest() {
-            let Some(link) = name.as_tun() else { continue };
-            known.insert(link.to_owned());
-            Tun::adopt(descriptor, link).into_iter().for_each(remove);
-        }
-        sweep(&known);
     }
 
     /// Opens those that are not there.
@@ -67,7 +47,7 @@ impl Devices {
             if carrier.device(*id).is_some() {
                 continue;
             }
-            let opened = self.inherited.device(name);
+            let opened = self.inherited.lock().device(name);
             match opened.and_then(|tun| carrier.serve(*id, tun)) {
                 Ok(()) => tracing::info!(device = %name, "tunnel device served"),
                 Err(error) => failures.push(error.to_string()),
@@ -98,8 +78,19 @@ impl Devices {
     }
 }
 
+/// Takes away what an earlier process has left and none of these is. What was kept of it goes first: a device is served by one process
+/// alone.
+pub(super) fn sweep(inherited: &Shared, mut known: BTreeSet<String>) {
+    for (name, descriptor) in inherited.lock().take_rest() {
+        let Some(link) = name.as_tun() else { continue };
+        known.insert(link.to_owned());
+        Tun::adopt(descriptor, link).into_iter().for_each(remove);
+    }
+    sweep_unknown(&known);
+}
+
 /// Takes away tunnel devices of an earlier process that nobody wants or knows of.
-fn sweep(known: &BTreeSet<String>) {
+fn sweep_unknown(known: &BTreeSet<String>) {
     let Ok(links) = nix::net::if_::if_nameindex() else { return };
     for link in &links {
         let Ok(name) = link.name().to_str() else { continue };
@@ -113,7 +104,7 @@ fn sweep(known: &BTreeSet<String>) {
 }
 
 /// Devices of the kernel's WireGuard, of a process that ran in the other mode: their names are wanted here.
-fn sweep_kernels() {
+pub(super) fn sweep_kernels() {
     match isthmus_wg_kernel::delete_links(is_tunnel_name) {
         Ok(names) if names.is_empty() => {}
         Ok(names) => tracing::info!(?names, "tunnel devices of the kernel's WireGuard taken away"),

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Devices and port: those of a worker before this one, or new ones that the parent keeps from now on.
+//! Devices and ports: those of a worker before this one, or new ones that the parent keeps from now on.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isthmus_model::ids::LinkName;
 use isthmus_packet_io::{Lifetime, Tun, UdpPort};
@@ -11,10 +12,24 @@ use isthmus_packet_io::{Lifetime, Tun, UdpPort};
 use super::devices::MTU_BYTES;
 use crate::kept::{Kept, KeptName, Parent};
 
-/// Devices and port of a worker before this one.
+/// Devices and ports of a worker before this one.
 pub(crate) struct Inherited {
     pub(crate) kept: Kept,
     pub(crate) parent: Parent,
+}
+
+/// For every lane: each takes what is its own. Nobody who carries packets waits for it.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Inherited>>);
+
+impl Shared {
+    pub(super) fn new(inherited: Inherited) -> Self {
+        Self(Arc::new(Mutex::new(inherited)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inherited> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Inherited {
@@ -44,6 +59,11 @@ impl Inherited {
         let tun = Tun::open(link.as_str(), MTU_BYTES, Lifetime::Persistent)?;
         self.parent.keep(name, &tun);
         Ok(tun)
+    }
+
+    /// The connection to the lane of this number in the worker that carries.
+    pub(super) fn relay(&mut self, lane: u8) -> Option<OwnedFd> {
+        self.kept.take(&KeptName::relay(lane))
     }
 
     /// What nobody has asked for, and is not kept any longer.

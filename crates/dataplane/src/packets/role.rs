@@ -1,41 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who carries while one worker takes over from another, as the packet thread of either sees it ([`crate::handover`]).
+//! Who carries while one worker takes over from another, as a lane of either sees it ([`crate::handover`]).
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use isthmus_model::ids::LinkName;
 use isthmus_wg_device::{Begins, Relay};
 
-use super::Packets;
+use super::lane::Lane;
 use crate::handover::{is_drained, may_take_over};
 use crate::kept::{Kept, KeptName};
 
-/// How often it is looked whether this worker can carry, or has nothing left to do.
+/// How often it is looked whether there is nothing left to do.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// What the thread is to do.
+/// What the lane is to do.
 pub(super) enum Role {
     /// It carries.
     Carrying,
-    /// The worker before carries, until this one has a session wherever that has.
-    Waiting { live: BTreeSet<LinkName>, since: Instant, carries: Sender<()> },
+    /// The same lane of the worker before carries, until every lane of this one has a session wherever that has.
+    Waiting { live: BTreeSet<LinkName>, since: Instant, other_is_gone: bool },
     /// It carries, and begins nothing: another worker takes over.
     Retired,
-    /// Another worker carries. What comes under sessions of this one is opened.
-    Leaving { since: Instant, relayed: u64, heard_at: Instant, drained: Sender<()> },
+    /// Another worker carries. What comes under sessions of this one is opened. The sender is dropped when nothing comes any more.
+    Leaving { since: Instant, relayed: u64, heard_at: Instant, drained: Option<Sender<()>> },
 }
 
 impl Role {
-    /// Whether it does what an agent asks for, and its parent keeps what it remembers.
-    pub(super) fn obeys(&self) -> bool {
-        matches!(self, Self::Carrying | Self::Waiting { .. })
-    }
-
-    /// Whether keys are its to change, and devices and port its to open.
+    /// Whether devices and port are its to open.
     pub(super) fn decides(&self) -> bool {
         matches!(self, Self::Carrying)
     }
@@ -43,29 +37,43 @@ impl Role {
     /// When to look at it again, at the latest.
     pub(super) fn until(&self, until: Instant) -> Instant {
         match self {
-            Self::Carrying | Self::Retired => until,
-            Self::Waiting { .. } | Self::Leaving { .. } => until.min(Instant::now() + LOOK_EVERY),
+            Self::Carrying | Self::Waiting { .. } | Self::Retired => until,
+            Self::Leaving { .. } => until.min(Instant::now() + LOOK_EVERY),
         }
     }
 }
 
-impl Packets {
-    /// Leaves reading to the worker before, until this one can carry.
-    pub(super) fn wait_to_carry(
-        &mut self,
-        live: BTreeSet<LinkName>,
-        carries: Sender<()>,
-        now: Instant,
-    ) -> io::Result<()> {
+impl Lane {
+    /// Leaves reading to the worker before.
+    pub(super) fn wait_to_carry(&mut self, live: BTreeSet<LinkName>, now: Instant) -> io::Result<()> {
         self.carrier.set_reading(false)?;
-        if let Some(relay) = self.devices.inherited.kept.take(&KeptName::relay()) {
+        let relay = self.inherited.lock().relay(self.number);
+        if let Some(relay) = relay {
             self.carrier.set_relay(Some(Relay::new(relay, self.half.other(), Begins::We)))?;
         }
-        self.role = Role::Waiting { live, since: now, carries };
+        self.role = Role::Waiting { live, since: now, other_is_gone: false };
         Ok(())
     }
 
-    /// Has everything that is open handed over, and the rest of what the other one needs.
+    /// Whether it can carry.
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        let Role::Waiting { live, since, other_is_gone } = &self.role else { return true };
+        let facts = self.carrier.engine.facts().into_values();
+        let ready = facts.filter(|facts| facts.since_handshake.is_some()).map(|facts| facts.name).collect();
+        *other_is_gone || may_take_over(live, &ready, now.duration_since(*since))
+    }
+
+    /// Reads from now on.
+    pub(super) fn carry(&mut self) {
+        if let Err(error) = self.carrier.set_reading(true) {
+            // Without memory for it there is no way back either.
+            tracing::error!(%error, "cannot wait for packets");
+            std::process::abort();
+        }
+        self.role = Role::Carrying;
+    }
+
+    /// Has everything that is open handed over, and begins nothing any more.
     pub(super) fn retire(&mut self) -> io::Result<Kept> {
         self.carrier.engine.retire(true);
         let kept = self.hand_over();
@@ -77,18 +85,10 @@ impl Packets {
     }
 
     fn hand_over(&mut self) -> io::Result<Kept> {
-        let mut kept = Kept::default();
-        for (name, tun) in self.devices.served(&self.carrier) {
-            kept.put(KeptName::tun(name), tun.as_fd().try_clone_to_owned()?);
-        }
-        if let (Some(number), Some(port)) = (self.wanted_port, self.carrier.port()) {
-            kept.put(KeptName::port(number), port.as_fd().try_clone_to_owned()?);
-        }
-        let memory = self.memory(&self.states()).write()?;
-        kept.put(KeptName::memory(), memory.into());
+        let mut kept = self.opened()?;
         let (ours, theirs) = Relay::ends()?;
         self.carrier.set_relay(Some(Relay::new(ours, self.half.other(), Begins::They)))?;
-        kept.put(KeptName::relay(), theirs);
+        kept.put(KeptName::relay(self.number), theirs);
         Ok(kept)
     }
 
@@ -105,36 +105,20 @@ impl Packets {
         if let Err(error) = self.carrier.set_reading(false) {
             tracing::warn!(%error, "two workers read for a while");
         }
-        self.role = Role::Leaving { since: now, relayed: self.carrier.relayed(), heard_at: now, drained };
+        let (relayed, drained) = (self.carrier.relayed(), Some(drained));
+        self.role = Role::Leaving { since: now, relayed, heard_at: now, drained };
     }
 
-    /// Looks whether it is time for another role.
-    pub(super) fn play_role(&mut self, other_is_gone: bool, now: Instant) {
+    /// Looks at what the other worker does, and whether something is left to be done.
+    pub(super) fn play_role(&mut self, relay_ended: bool, now: Instant) {
         match &mut self.role {
-            Role::Waiting { live, since, carries } => {
-                let ready = self.carrier.engine.facts().into_values();
-                let ready =
-                    ready.filter(|facts| facts.since_handshake.is_some()).map(|facts| facts.name).collect();
-                if !other_is_gone && !may_take_over(live, &ready, now.duration_since(*since)) {
-                    return;
-                }
-                tracing::info!(sessions = ready.len(), took = ?now.duration_since(*since), "this worker carries");
-                let carries = carries.clone();
-                if let Err(error) = self.carrier.set_reading(true) {
-                    // Without memory for it there is no way back either.
-                    tracing::error!(%error, "cannot wait for packets");
-                    std::process::abort();
-                }
-                self.role = Role::Carrying;
-                // Whoever waits for it may have given up.
-                let _ = carries.send(());
-            }
+            Role::Waiting { other_is_gone, .. } => *other_is_gone |= relay_ended,
             Role::Leaving { since, relayed, heard_at, drained } => {
                 if *relayed != self.carrier.relayed() {
                     (*relayed, *heard_at) = (self.carrier.relayed(), now);
                 }
-                if other_is_gone || is_drained(now.duration_since(*heard_at), now.duration_since(*since)) {
-                    let _ = drained.send(());
+                if relay_ended || is_drained(now.duration_since(*heard_at), now.duration_since(*since)) {
+                    *drained = None;
                 }
             }
             Role::Carrying | Role::Retired => {}

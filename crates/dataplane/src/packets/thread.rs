@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The packet thread, for those who command it.
+//! The thread that has the tunnels, for those who command it.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -21,7 +21,7 @@ pub(crate) enum Command {
 /// What a request is answered with while another worker takes over.
 pub(crate) const BEING_REPLACED: &str = "another worker takes over; ask again";
 
-const THREAD_ENDED: &str = "the packet thread has ended";
+const THREAD_ENDED: &str = "the thread of the tunnels has ended";
 
 /// The thread, for those who command it.
 pub(crate) struct PacketThread {
@@ -56,7 +56,7 @@ impl PacketThread {
         self.send(Command::Resume);
     }
 
-    /// The other worker carries. Something is received when nothing is on its way to this one any more.
+    /// The other worker carries. Receiving fails when nothing is on its way to this one any more.
     pub(crate) fn step_back(&self) -> Receiver<()> {
         let (drained, is_drained) = channel();
         self.send(Command::StepBack(drained));

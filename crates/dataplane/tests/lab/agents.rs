@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use isthmus_compiler::{
-    Block, Encapsulation, MAIN_TABLE, Node, NodeFacts, NodeIntent, Peer, Pool, RemoteGateway, Uplink,
-    compile, own_tunnels,
+    Block, Encapsulation, MAIN_TABLE, Node, NodeFacts, NodeIntent, Peer, Pool, RemoteGateway, RemoteLane,
+    Uplink, compile, own_tunnels,
 };
-use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, KeySlot, Request};
+use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, KeySlot, LaneKeys, Request};
 use isthmus_model::kernel::{Desired, LinkKind, RouteKind};
-use isthmus_model::ownership::WIREGUARD_PORT;
+use isthmus_model::ownership::{WIREGUARD_PORT, lane_port};
 
 use super::{Pair, Running, Side, ping_loss};
 
@@ -26,21 +26,23 @@ struct Agent {
     routes: BTreeMap<String, String>,
 }
 
-struct Agents<'a> {
+/// Two agents, and what their operators carry between them.
+pub struct Agents<'a> {
     pair: &'a mut Pair,
     agents: [Agent; 2],
 }
 
 impl<'a> Agents<'a> {
     /// On nodes whose administrator asks for strict reverse path filters, as some distributions do.
-    fn new(pair: &'a mut Pair) -> Self {
+    pub fn new(pair: &'a mut Pair) -> Self {
         for side in [&pair.east, &pair.west] {
             side.run("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 2 > /proc/sys/net/ipv4/conf/wire/rp_filter");
         }
         Self { pair, agents: Default::default() }
     }
 
-    fn pair(&mut self) -> &mut Pair {
+    /// What they configure.
+    pub fn pair(&mut self) -> &mut Pair {
         self.pair
     }
 
@@ -57,11 +59,18 @@ impl<'a> Agents<'a> {
         self.agents[0].sent = None;
     }
 
+    /// East's agent connects anew, to whichever process answers by now, and tells that what to run.
+    pub fn reconnect_east(&mut self) {
+        self.pair.east.hang_up();
+        self.pair.east.connect(false);
+        self.agents[0].sent = None;
+    }
+
     /// Turns until both states are as wanted, and nothing is left to be done; what they are then.
     ///
     /// # Panics
     /// When they are not within a minute.
-    fn until(
+    pub fn until(
         &mut self,
         what: &str,
         wanted: impl Fn(&DataplaneState, &DataplaneState) -> bool,
@@ -225,13 +234,22 @@ fn announced(
     let number = there + 1;
     let keys = [(&state.public_key, state.key_slot), (&state.next_public_key, state.key_slot.other())];
     let told = keys.into_iter().filter_map(|(key, slot)| Some((key.clone()?, slot)));
+    let lanes = |slot| -> Vec<RemoteLane> {
+        let lane = |(number, keys): (u8, &LaneKeys)| {
+            let next = keys.next_public_key.as_ref().filter(|_| slot != state.key_slot);
+            let public_key = next.unwrap_or(&keys.public_key).clone();
+            RemoteLane { public_key, port: lane_port(WIREGUARD_PORT, number) }
+        };
+        (0..).zip(&state.lanes).map(lane).collect()
+    };
     let gateways = told.map(|(public_key, slot)| {
         let tunnels = own_tunnels(its_intent, state).into_iter();
         let with_key = tunnels.filter(|(_, own)| own.key_slot == slot && !own.draining);
         let ports = with_key.filter_map(|(device, own)| {
             let port = state.tunnels.get(&device)?.listen_port?;
-            let to = its_intent.peers[own.peer].gateways[own.gateway].public_key.clone();
-            Some((to, port))
+            let gateway = &its_intent.peers[own.peer].gateways[own.gateway];
+            let to = gateway.lanes.get(usize::from(own.remote_lane)).map(|lane| &lane.public_key);
+            Some((to.unwrap_or(&gateway.public_key).clone(), port))
         });
         let gateway = RemoteGateway {
             public_key,
@@ -241,6 +259,7 @@ fn announced(
                 format!("fd0{number}::").parse().unwrap(),
             ],
             ports: ports.collect(),
+            lanes: lanes(slot),
         };
         let suffix = if slot == KeySlot::First { "" } else { ".key-1" };
         (format!("{}{suffix}", NAMES[there]), gateway)
@@ -248,17 +267,21 @@ fn announced(
     gateways.collect()
 }
 
-/// East's key rotates under traffic, and nothing is lost. Twice, so that its keys have had both slots.
+/// Whether there are so many tunnels, and all are up.
+pub fn all_up(state: &DataplaneState, tunnels: usize) -> bool {
+    let up = state.probes.values().filter(|probe| probe.up).count();
+    (state.tunnels.len(), up) == (tunnels, tunnels)
+}
+
+/// East's key rotates under traffic, and nothing is lost. Twice, so that its keys have had both slots. There are so many tunnels
+/// between the two.
 ///
 /// # Panics
 /// When something is lost, or a phase does not come.
-pub fn rotates(pair: &mut Pair) {
+pub fn rotates(pair: &mut Pair, tunnels: usize) {
     let mut agents = Agents::new(pair);
-    let up = |state: &DataplaneState, tunnels: usize| {
-        let up = state.probes.values().filter(|probe| probe.up).count();
-        (state.tunnels.len(), up) == (tunnels, tunnels)
-    };
-    let mut before = agents.until("a tunnel", |east, west| up(east, 1) && up(west, 1))[0].clone();
+    let up = |state: &DataplaneState| all_up(state, tunnels);
+    let mut before = agents.until("every tunnel", |east, west| up(east) && up(west))[0].clone();
     for generation in [1, 2] {
         let pings = pings(agents.pair());
         agents.want_generation(generation);
@@ -267,14 +290,14 @@ pub fn rotates(pair: &mut Pair) {
         assert_eq!(during.previous_public_key, before.public_key, "the old one still receives");
         assert_ne!((&during.public_key, during.key_slot), (&before.public_key, before.key_slot));
         let after = agents.until("the old key is gone, and its tunnels on both sides", |east, west| {
-            east.previous_public_key.is_none() && up(east, 1) && up(west, 1)
+            east.previous_public_key.is_none() && up(east) && up(west)
         });
         for (ping, what) in pings {
             let out = ping.output();
             assert_eq!(ping_loss(&out), 0, "generation {generation}, {what}: {out}");
         }
         let devices = agents.pair().east.run("ip -o link | grep iw-");
-        assert_eq!(devices.lines().count(), 1, "{devices}");
+        assert_eq!(devices.lines().count(), tunnels, "{devices}");
         before = after[0].clone();
     }
 }

@@ -22,6 +22,8 @@ use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{PROBE_PORT, WIREGUARD_PORT};
 
 pub const TUNNEL: &str = "iw-0123456789ab";
+/// Addresses of each side that have no tunnel of their own: pings to them spread over all.
+pub const FLOWS: u8 = 48;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Two gateways that are joined and configured.
@@ -51,6 +53,30 @@ pub fn as_root(test: &str) -> Option<Pair> {
     }
     skip(test, "needs root");
     None
+}
+
+/// The pair with so many lanes each, from 1 to 3, or a word that the test is skipped. Each has addresses enough for flows over all of them.
+pub fn with_lanes(test: &str, lanes: [u8; 2]) -> Option<Pair> {
+    if !nix::unistd::geteuid().is_root() {
+        skip(test, "needs root");
+        return None;
+    }
+    let pair = Pair::new(lanes.map(with_so_many));
+    for (side, number) in [(&pair.east, 1), (&pair.west, 2)] {
+        side.run(&format!(
+            "for n in $(seq 1 {FLOWS}); do ip addr add 10.{number}.0.$n/32 dev lo; ip addr add fd0{number}::$n/128 dev lo; done; \
+             echo 1 > /proc/sys/net/ipv4/fib_multipath_hash_policy; echo 1 > /proc/sys/net/ipv6/fib_multipath_hash_policy"
+        ));
+    }
+    Some(pair)
+}
+
+/// What the data plane process is told for so many lanes.
+///
+/// # Panics
+/// For another number than 1 to 3.
+pub fn with_so_many(lanes: u8) -> &'static str {
+    ["userspace 1", "userspace 2", "userspace 3"][usize::from(lanes) - 1]
 }
 
 /// The pair with these choices of who encrypts, of which one is the kernel; or a word that the test is skipped.
@@ -467,6 +493,7 @@ fn config(peer: &str, peer_key: &str, ours: u8, theirs: u8) -> DataplaneConfig {
             .collect(),
         keepalive_s: 15,
         key_slot: KeySlot::First,
+        lane: 0,
     };
     let probe = Probe {
         target: format!("10.{theirs}.0.0:{PROBE_PORT}").parse().unwrap(),

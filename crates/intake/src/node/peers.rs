@@ -4,9 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use isthmus_api::v1alpha1::{ClusterPeering, RemoteGateway as ApiGateway};
-use isthmus_compiler::{NodeIntent, Peer, RemoteGateway};
+use isthmus_api::v1alpha1::{ClusterPeering, GatewayLane, RemoteGateway as ApiGateway};
+use isthmus_compiler::{NodeIntent, Peer, RemoteGateway, RemoteLane};
 use isthmus_model::ids::PeerName;
+use isthmus_model::ownership::LANES_MAX;
 
 use super::pools::cidr;
 use super::{NodeObjects, Problem, accept};
@@ -88,8 +89,7 @@ fn apart(cidr: &IpNet, intent: &NodeIntent) -> Result<(), String> {
 
 fn gateway(remote: &ApiGateway, peer: &Peer) -> Result<RemoteGateway, String> {
     let key = &remote.public_key;
-    let base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-    if key.len() != 44 || !key.ends_with('=') || !key.bytes().take(43).all(base64) {
+    if !is_key(key) {
         return Err(format!("gateway {:?}: {key:?} is no WireGuard key", remote.name));
     }
     let endpoints: Vec<SocketAddr> =
@@ -108,7 +108,34 @@ fn gateway(remote: &ApiGateway, peer: &Peer) -> Result<RemoteGateway, String> {
     }
     let ports =
         remote.ports.iter().filter_map(|one| Some((one.public_key.clone(), u16::try_from(one.port).ok()?)));
-    Ok(RemoteGateway { public_key: key.clone(), endpoints, mesh_addresses, ports: ports.collect() })
+    let (ports, lanes) = (ports.collect(), lanes(remote)?);
+    Ok(RemoteGateway { public_key: key.clone(), endpoints, mesh_addresses, ports, lanes })
+}
+
+fn lanes(remote: &ApiGateway) -> Result<Vec<RemoteLane>, String> {
+    let wrong = |why: String| format!("gateway {:?}: {why}", remote.name);
+    if remote.lanes.len() > usize::from(LANES_MAX) {
+        return Err(wrong(format!("{} lanes; at most {LANES_MAX} are taken", remote.lanes.len())));
+    }
+    if remote.lanes.first().is_some_and(|first| first.public_key != remote.public_key) {
+        return Err(wrong("its first lane has another key than it has itself".to_owned()));
+    }
+    let lane = |lane: &GatewayLane| {
+        let key = &lane.public_key;
+        let port = u16::try_from(lane.port).ok().filter(|port| *port != 0);
+        let port = port.ok_or_else(|| wrong(format!("{} is no port of a lane", lane.port)))?;
+        if !is_key(key) {
+            return Err(wrong(format!("{key:?} of a lane is no WireGuard key")));
+        }
+        Ok(RemoteLane { public_key: key.clone(), port })
+    };
+    remote.lanes.iter().map(lane).collect()
+}
+
+/// Whether it has the form of a public key: base64 of 32 bytes.
+fn is_key(text: &str) -> bool {
+    let base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    text.len() == 44 && text.ends_with('=') && text.bytes().take(43).all(base64)
 }
 
 /// What gateways measured, for the routes of the nodes that send through them.

@@ -2,7 +2,7 @@
 use isthmus_api::condition::{self, READY, Wanted};
 use isthmus_api::v1alpha1::{
     Allocation, ClusterPeering, ClusterPeeringSpec, ClusterPeeringStatus, EgressPolicy, EgressPolicySpec,
-    IPBlock, IPBlockSpec, IPPool, IPPoolSpec, IPPoolStatus, RemoteGateway,
+    GatewayLane, IPBlock, IPBlockSpec, IPPool, IPPoolSpec, IPPoolStatus, RemoteGateway,
 };
 use k8s_openapi::api::core::v1::{Namespace, NodeAddress, NodeStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
@@ -28,6 +28,7 @@ fn peering(allowed: &[&str], announced: &[&str], mesh: &str) -> ClusterPeering {
         endpoints: vec!["192.0.2.1:51820".into()],
         mesh_addresses: vec![mesh.into()],
         ports: Vec::new(),
+        lanes: Vec::new(),
     };
     let status = ClusterPeeringStatus {
         remote_cidrs: list(announced),
@@ -171,6 +172,33 @@ fn a_gateway_whose_inner_address_belongs_to_somebody_else_is_refused() {
     let (intent, problems) = intake_of(&objects);
     assert!(intent.peers[&"west".parse().unwrap()].gateways.is_empty());
     assert!(problems[0].message.contains("in no CIDR of the peering"), "{problems:?}");
+}
+
+#[test]
+fn lanes_of_a_gateway_are_taken_whole_or_the_gateway_is_refused() {
+    let lanes_of = |lanes: &[(&str, i32)]| {
+        let mut objects = objects();
+        let mut object = peering(&["10.2.0.0/16"], &["10.2.0.0/16"], "10.2.0.0");
+        let lane = |(key, port): &(&str, i32)| GatewayLane { public_key: (*key).into(), port: *port };
+        let status = object.status.as_mut().unwrap();
+        status.remote_gateways[0].lanes = lanes.iter().map(lane).collect();
+        objects.peerings.insert("west".into(), object);
+        let (intent, problems) = intake_of(&objects);
+        let gateways = &intent.peers.values().next().unwrap().gateways;
+        (gateways.get("g").map(|gateway| gateway.lanes.len()), problems.len())
+    };
+    let other = KEY.replace(&KEY[..1], if KEY.starts_with('B') { "C" } else { "B" });
+    assert_eq!(lanes_of(&[]), (Some(0), 0));
+    assert_eq!(lanes_of(&[(KEY, 51820), (&other, 51822)]), (Some(2), 0));
+    for wrong in [
+        &[(other.as_str(), 51820)][..],
+        &[(KEY, 51820), ("no key", 51822)],
+        &[(KEY, 51820), (&other, 0)],
+        &[(KEY, 51820), (&other, 70_000)],
+        &[(KEY, 51820); 9],
+    ] {
+        assert_eq!(lanes_of(wrong), (None, 1), "{wrong:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod property;
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::record::{AddressFamily, Endpoint, ExportKind, PublicKey, SessionAffinity, announcement};
+use crate::record::{AddressFamily, Endpoint, ExportKind, Lane, PublicKey, SessionAffinity, announcement};
 
 pub(super) fn identity(digit: char) -> ClusterIdentity {
     digit.to_string().repeat(64).parse().expect("an identity")
@@ -42,6 +42,7 @@ fn gateway(endpoint: &str, mesh_address: &str) -> Record {
         endpoints: vec![endpoint.parse().unwrap()],
         mesh_addresses: vec![mesh_address.parse().unwrap()],
         ports: BTreeMap::new(),
+        lanes: Vec::new(),
     })
 }
 
@@ -200,6 +201,41 @@ fn a_gateway_with_the_key_of_another_gateway_is_refused() {
     assert_eq!(accepted.gateways.keys().collect::<Vec<_>>(), ["a"]);
     assert!(refusals.iter().all(|refusal| refusal.code == RefusalCode::KeyTaken), "{refusals:?}");
     assert_eq!(refusals.len(), 2);
+}
+
+#[test]
+fn lanes_are_held_to_their_form_and_their_keys_to_those_that_are_taken() {
+    let lane = |key: u8, port| Lane { public_key: [key; 32].into(), port };
+    let with = |name: &str, key: u8, lanes: &[Lane]| {
+        let Record::Gateway(gateway) = gateway("192.168.0.7:51820", "10.2.0.64") else { unreachable!() };
+        let (name, lanes) = (name.into(), lanes.to_vec());
+        Record::Gateway(Gateway { name, public_key: [key; 32].into(), lanes, ..gateway })
+    };
+    let verdict = |records: &[Record]| {
+        let (accepted, refusals) =
+            judged(std::iter::once(cluster("west", &["10.2.0.0/18"])).chain(records.iter().cloned()));
+        let codes: Vec<_> = refusals.iter().map(|refusal| refusal.code).collect();
+        (accepted.gateways.into_keys().collect::<Vec<_>>(), codes)
+    };
+    let eight: Vec<Lane> = (0..8).map(|n| lane(20 + n, 51820 + u16::from(n))).collect();
+    assert_eq!(verdict(&[with("a", 20, &eight)]), (vec!["a".into()], vec![]));
+    let nine: Vec<Lane> = (0..9).map(|n| lane(20 + n, 51820)).collect();
+    let invalid = [
+        with("a", 20, &nine),
+        with("a", 20, &[lane(21, 51820)]),
+        with("a", 20, &[lane(20, 51820), lane(20, 51822)]),
+        with("a", 20, &[lane(20, 51820), lane(21, 0)]),
+    ];
+    for record in invalid {
+        assert_eq!(verdict(&[record]), (vec![], vec![RefusalCode::Invalid]));
+    }
+    // The key of a gateway of another peer, of another gateway, and of another gateway's lane.
+    for (first, second) in [(7, 9), (20, 30), (20, 31)] {
+        let of_b = [lane(30, 51820), lane(31, 51822)];
+        let records = [with("a", first, &[lane(first, 51820), lane(second, 51822)]), with("b", 30, &of_b)];
+        let (names, codes) = verdict(&records);
+        assert_eq!((names.len(), codes), (1, vec![RefusalCode::KeyTaken]), "{names:?}");
+    }
 }
 
 #[test]

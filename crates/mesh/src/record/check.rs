@@ -57,7 +57,17 @@ impl Gateway {
             self.endpoints.iter().all(|endpoint| endpoint.port() != 0),
             "endpoints",
             "port 0 cannot be reached",
-        )
+        )?;
+        self.check_lanes()
+    }
+
+    fn check_lanes(&self) -> Result<(), InvalidRecord> {
+        at_most(self.lanes.len(), limits::LANES, "lanes")?;
+        ensure(self.lanes.iter().all(|lane| lane.port != 0), "lanes", "port 0 cannot be reached")?;
+        let first = self.lanes.first().is_none_or(|lane| lane.public_key == self.public_key);
+        ensure(first, "lanes", "the first lane has another key than publicKey")?;
+        let keys: BTreeSet<_> = self.lanes.iter().map(|lane| lane.public_key).collect();
+        ensure(keys.len() == self.lanes.len(), "lanes", "two lanes have the same key")
     }
 }
 

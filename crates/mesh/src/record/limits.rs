@@ -8,7 +8,9 @@ pub const GATEWAYS: usize = 64;
 /// Endpoints and mesh addresses of one gateway, each.
 pub const GATEWAY_ADDRESSES: usize = 8;
 /// Tunnels of one gateway that have a port of their own.
-pub const GATEWAY_PORTS: usize = 64;
+pub const GATEWAY_PORTS: usize = 256;
+/// Lanes of one gateway.
+pub const LANES: usize = isthmus_model::ownership::LANES_MAX as usize;
 /// Exported Services of a peer.
 pub const EXPORTS: usize = 2_000;
 /// Endpoints of a peer, over all Services.

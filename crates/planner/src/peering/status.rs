@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use isthmus_api::condition::{READY, Wanted};
 use isthmus_api::v1alpha1::{
-    ClusterPeeringStatus, GatewayPort, NodeNetworkStatus, Refusal, RemoteGateway, TunnelStatus,
+    ClusterPeeringStatus, GatewayLane, GatewayPort, NodeNetworkStatus, Refusal, RemoteGateway, TunnelStatus,
 };
-use isthmus_mesh::record::{Announcement, Gateway, PublicKey, Record};
+use isthmus_mesh::record::{Announcement, Gateway, Lane, PublicKey, Record};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Judged, without_namespace};
+use super::{Judged, keys_of, without_namespace};
 use crate::conditions::{self, Progress, is, unknown};
 use crate::gateways::GATEWAY_LABEL;
 use crate::plan::{Event, Kind, ObjectKey, Plan};
@@ -140,15 +140,18 @@ fn remote_gateway(snapshot: &Snapshot, gateway: &Gateway) -> RemoteGateway {
             .filter(|(key, _)| is_or_was_ours(snapshot, gateway, key))
             .map(port)
             .collect(),
+        lanes: gateway.lanes.iter().map(lane).collect(),
     }
+}
+
+fn lane(lane: &Lane) -> GatewayLane {
+    GatewayLane { public_key: lane.public_key.to_string(), port: lane.port.into() }
 }
 
 /// Only what a gateway of ours looks for is kept; while its key rotates it may look for the old one.
 fn is_or_was_ours(snapshot: &Snapshot, gateway: &Gateway, key: &PublicKey) -> bool {
     let key = key.to_string();
-    let own = |status: &NodeNetworkStatus| {
-        [&status.public_key, &status.next_public_key].into_iter().flatten().any(|own| *own == key)
-    };
+    let own = |status: &NodeNetworkStatus| keys_of(status).any(|own| *own == key);
     let kept = |status: &ClusterPeeringStatus| {
         let remotes = status.remote_gateways.iter().filter(|remote| remote.name == gateway.name);
         remotes.flat_map(|remote| &remote.ports).any(|port| port.public_key == key)

@@ -71,6 +71,7 @@ fn announced(id: &str, cidrs: &[&str], exports: &[(&str, &str)]) -> Announcement
         endpoints: vec!["198.51.100.7:51820".parse().unwrap()],
         mesh_addresses: vec![first.network()],
         ports: BTreeMap::new(),
+        lanes: Vec::new(),
     };
     let exports = exports.iter().map(|(namespace, name)| {
         Record::Export(Export {

@@ -69,7 +69,7 @@ impl Engine {
         facts.collect()
     }
 
-    /// Runs exactly these tunnels from now on; those that stay keep their sessions and packets.
+    /// Runs exactly these tunnels, all of one lane, from now on; those that stay keep their sessions and packets.
     /// Those that cannot run are named, the others run.
     pub fn configure(&mut self, wanted: &BTreeMap<LinkName, Tunnel>, now: Instant) -> Vec<Refusal> {
         let own = self.own.iter().map(|(slot, key)| (*slot, key.public)).collect();

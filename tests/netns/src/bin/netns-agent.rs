@@ -47,7 +47,8 @@ fn dataplane(directory: &Path) -> Result<()> {
     });
     let (socket, state_dir) = (directory.join("dataplane.sock"), directory.join("state"));
     let wireguard = isthmus_dataplane::WireGuardChoice::Userspace;
-    Ok(isthmus_dataplane::run(&isthmus_dataplane::Options { socket, state_dir, wireguard })?)
+    let lanes = isthmus_dataplane::LaneChoice::default();
+    Ok(isthmus_dataplane::run(&isthmus_dataplane::Options { socket, state_dir, wireguard, lanes })?)
 }
 
 fn agent(directory: &Path) -> Result<()> {

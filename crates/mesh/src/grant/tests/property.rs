@@ -33,6 +33,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                 endpoints: vec![(endpoint, 51820).into()],
                 mesh_addresses: vec![mesh],
                 ports: Default::default(),
+                lanes: Vec::new(),
             })
         }),
         (namespace.clone(), name.clone()).prop_map(|(namespace, name)| export(namespace, name)),
