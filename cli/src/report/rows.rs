@@ -130,6 +130,9 @@ pub(crate) struct TunnelRow {
     pub(crate) peering: String,
     /// The remote gateway.
     pub(crate) gateway: String,
+    /// Which lane of the node carries it, and to which of the gateway it leads, counted from 0.
+    pub(crate) lane: i32,
+    pub(crate) remote_lane: i32,
     pub(crate) endpoint: Option<String>,
     pub(crate) up: bool,
     pub(crate) rtt_micros: Option<i64>,
@@ -149,6 +152,8 @@ pub(crate) fn tunnels(network: &NodeNetwork, now: Timestamp) -> Vec<TunnelRow> {
         device: tunnel.device.clone(),
         peering: tunnel.peering.clone(),
         gateway: tunnel.gateway.clone(),
+        lane: tunnel.lane.unwrap_or(0),
+        remote_lane: tunnel.remote_lane.unwrap_or(0),
         endpoint: tunnel.endpoint.clone(),
         up: tunnel.up,
         rtt_micros: tunnel.rtt_micros,

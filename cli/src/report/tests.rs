@@ -86,6 +86,27 @@ web.shop.svc.clusterset.local    ClusterSetIP  10.101.3.4  west
 }
 
 #[test]
+fn tunnels_of_further_lanes_name_them_at_either_end() {
+    let mut facts = healthy();
+    let tunnels = &mut facts.networks[0].status.as_mut().expect("a status").tunnels;
+    let (mut second, mut third) = (tunnels[0].clone(), tunnels[0].clone());
+    (second.lane, second.remote_lane) = (Some(1), Some(1));
+    third.remote_lane = Some(2);
+    tunnels.extend([second, third]);
+    let text = Report::of(&facts, now()).text();
+    let ends = |line: &str| line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>();
+    let told: Vec<_> = text.lines().filter(|line| line.contains("172.18.0.6:")).map(ends).collect();
+    assert_eq!(
+        told,
+        [
+            ["east-worker", "west-worker"],
+            ["east-worker/1", "west-worker/1"],
+            ["east-worker", "west-worker/2"]
+        ]
+    );
+}
+
+#[test]
 fn what_is_wrong_comes_before_what_is_there() {
     let mut facts = healthy();
     let status = facts.peerings[0].status.as_mut().expect("a status");

@@ -96,8 +96,8 @@ impl Report {
     fn tunnels_text(&self) -> String {
         let row = |tunnel: &super::TunnelRow| {
             vec![
-                tunnel.node.clone(),
-                tunnel.gateway.clone(),
+                with_lane(&tunnel.node, tunnel.lane),
+                with_lane(&tunnel.gateway, tunnel.remote_lane),
                 tunnel.peering.clone(),
                 if tunnel.up { "up" } else { "down" }.to_owned(),
                 tunnel.rtt_micros.map_or_else(dash, milliseconds),
@@ -177,4 +177,9 @@ fn age(seconds: i64) -> String {
         60..=3599 => format!("{} min", seconds / 60),
         _ => format!("{} h", seconds / 3600),
     }
+}
+
+/// A node, and behind a slash which lane of it, where that is not the first.
+fn with_lane(node: &str, lane: i32) -> String {
+    if lane == 0 { node.to_owned() } else { format!("{node}/{lane}") }
 }
