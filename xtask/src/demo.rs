@@ -197,8 +197,7 @@ impl Stage<'_> {
         self.type_in(&format!("{east} -n shop get pod client -o jsonpath='{{.status.podIPs[*].ip}}'; echo"))?;
         self.type_in(&format!("{}; echo", curl.replace("/hostname", "/clientip")))?;
         self.say("On the wire: WireGuard data packets (message type 4) between the gateways, and no HTTP.");
-        let dump =
-            "./lab exec -- timeout 20 tcpdump -l -n -i any -c 4 'udp port 51820 and udp[8:4] = 0x04000000'";
+        let dump = "./lab exec -- timeout 20 tcpdump -l -n -i any -c 4 'udp portrange 51820-51828 and udp[8:4] = 0x04000000'";
         self.type_in(&format!(
             "({dump} 2>/dev/null & for i in 1 2 3 4 5; do {curl} > /dev/null; done; wait)"
         ))?;
