@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Both sides of the CNI plugin: the thin program that runtimes execute, and what the agent needs to answer it.
 //!
-//! This crate uses the standard library only, and so does the plugin.
+//! Runtimes start the plugin for every call: it uses the standard library, and `nix` for the one call that the library lacks.
 
 pub mod code;
 mod delegate;

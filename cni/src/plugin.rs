@@ -2,11 +2,17 @@
 //! What the `isthmus-cni` program does: checks the variables, hands the call to the agent, prints what comes back.
 
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
 
 use crate::delegate;
 use crate::wire::{Answer, Delegated, PRINTED, Request, read_payload};
@@ -114,9 +120,9 @@ fn exchange(request: &Request, socket: &Path, patience: Duration) -> io::Result<
 }
 
 /// Connects, again and again until the deadline: an agent that is being replaced is back within a second or two.
-fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     loop {
-        match connect_once(socket.to_owned(), left(deadline)) {
+        match connect_once(path, left(deadline)) {
             Ok(stream) => return Ok(stream),
             Err(error) if Instant::now() + CONNECT_PAUSE >= deadline => return Err(error),
             Err(_) => thread::sleep(CONNECT_PAUSE),
@@ -124,11 +130,20 @@ fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     }
 }
 
-/// `connect` on a Unix socket blocks without limit while the listener's queue is full: a thread bears the waiting.
-fn connect_once(socket: PathBuf, patience: Duration) -> io::Result<UnixStream> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || sender.send(UnixStream::connect(socket)));
-    receiver.recv_timeout(patience).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+/// `connect` on a Unix socket waits while the listener's queue is full, as long as sending may take: without limit, if none is set
+/// before, and the standard library cannot. A thread that bears the waiting would cost more than all else that the program does.
+fn connect_once(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(
+        &stream,
+        sockopt::SendTimeout,
+        &TimeVal::new(patience.as_secs() as i64, patience.subsec_micros().into()),
+    )?;
+    match connect_to(stream.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) => Ok(stream.into()),
+        Err(Errno::EAGAIN) => Err(ErrorKind::TimedOut.into()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Time until the deadline; never zero, which a socket would take for no limit.

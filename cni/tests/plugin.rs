@@ -2,13 +2,15 @@
 //! The plugin program as a container runtime sees it: environment and standard input in, JSON and an exit code out.
 
 use std::io::Write;
-use std::os::unix::net::UnixListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use isthmus_cni::wire::{Answer, Request, read_payload};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use serde_json::Value;
 
 const CONFIG: &str = r#"{"cniVersion":"1.0.0","name":"isthmus","type":"isthmus-cni"}"#;
@@ -91,6 +93,22 @@ fn an_agent_that_accepts_and_says_nothing_gives_code_11_within_five_seconds() {
     let began = Instant::now();
     let (_, printed) = call(&socket, &ADD, CONFIG);
     assert_eq!(printed["code"], 11, "{printed}");
+    assert!(began.elapsed() < Duration::from_secs(5), "took {:?}", began.elapsed());
+}
+
+#[test]
+fn an_agent_whose_queue_is_full_gives_code_11_within_five_seconds() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("cni.sock");
+    let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).expect("a socket");
+    bind(listener.as_raw_fd(), &UnixAddr::new(&path).expect("a short path")).expect("an address");
+    listen(&listener, Backlog::new(0).expect("0 is allowed")).expect("a listener");
+    // The queue takes one more than it is asked to.
+    let _waits = UnixStream::connect(&path).expect("a place in the queue");
+    let began = Instant::now();
+    let (_, printed) = call(&path, &ADD, CONFIG);
+    assert_eq!(printed["code"], 11, "{printed}");
+    assert!(printed["details"].to_string().contains("timed out"), "{printed}");
     assert!(began.elapsed() < Duration::from_secs(5), "took {:?}", began.elapsed());
 }
 
