@@ -57,9 +57,12 @@ async fn serve(directory: &Path, dual_stack: bool) -> Result<()> {
     });
     store.change(|objects| know(objects, dual_stack));
     Watch::ALL.into_iter().for_each(|watch| store.listed(watch));
+    // As the agent does.
+    let mut serving = tokio::spawn(cni::serve(listener, node));
+    let mut running = tokio::spawn(engine.run());
     tokio::select! {
-        () = engine.run() => Ok(()),
-        served = cni::serve(listener, node) => served.context("the CNI socket failed"),
+        served = &mut serving => served?.context("the CNI socket failed"),
+        ended = &mut running => Ok(ended?),
     }
 }
 

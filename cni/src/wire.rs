@@ -2,7 +2,7 @@
 //! Frames between the plugin and the agent on the Unix socket.
 //!
 //! A frame is a length (`u32`, big endian, at most [`MAX_FRAME_BYTES`]) and a payload. The plugin sends one [`Request`]; the
-//! agent answers at once with [`Answer::Wait`], so that a hung agent is told from a busy one, and then with [`Answer::Done`].
+//! agent answers with [`Answer::Done`], and with [`Answer::Wait`] before if that takes long: so a hung agent is told from a busy one.
 //! In between it may ask with [`Answer::Delegate`] for another plugin to be run where the runtime runs plugins, and is told
 //! with [`Delegated`] how that ended. Once the plugin has printed the result of ADD it sends one byte, [`PRINTED`]: a connection
 //! that ends without it is an answer that nobody may have got.

@@ -88,9 +88,12 @@ pub async fn run(places: Places) -> anyhow::Result<()> {
     });
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // On the runtime's own threads: what they tell each other needs no other thread to wake up.
+    let mut serving = tokio::spawn(cni::serve(listener, node));
+    let mut running = tokio::spawn(engine.run());
     tokio::select! {
-        served = cni::serve(listener, node) => served.context("the CNI socket failed"),
-        () = engine.run() => Ok(()),
+        served = &mut serving => served?.context("the CNI socket failed"),
+        ended = &mut running => Ok(ended?),
         _ = terminated.recv() => Ok(()),
         _ = interrupted.recv() => Ok(()),
     }

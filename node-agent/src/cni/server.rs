@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use isthmus_cni_kit::version::Version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::call::{Call, Role};
 use super::delegated::{PATIENCE, Runner, Wanted};
@@ -24,6 +26,9 @@ use crate::node::Node;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 /// The plugin has only to print what it was told; until then the next call of the container waits.
 const PRINT_PATIENCE: Duration = Duration::from_secs(1);
+/// A call that lasts longer is told to the plugin, which does not take the agent for a hung one then. Most end long before, and telling
+/// costs both sides a turn.
+const TELL_AFTER: Duration = Duration::from_millis(200);
 /// The plugin waits so long for the end of a call that was taken in.
 const WORK_S: u8 = 20;
 
@@ -63,15 +68,21 @@ async fn serve_call(mut stream: UnixStream, workshop: &Arc<Workshop>) -> io::Res
     }
     let payload = tokio::time::timeout(REQUEST_PATIENCE, read_payload(&mut stream)).await??;
     let request = Request::parse(&payload).map_err(io::Error::other)?;
-    stream.write_all(&Answer::Wait { seconds: WORK_S }.to_frame()).await?;
     // A task of its own: a plugin that is killed must not leave a call half done.
     let (runner, mut wanted) = mpsc::channel(1);
     let shop = workshop.clone();
     let mut working = tokio::spawn(async move { answer(&request, &shop, &Runner(runner)).await });
+    let mut lasts = pin!(sleep(TELL_AFTER));
+    let mut told = false;
     let (answer, added) = loop {
         tokio::select! {
+            biased;
             served = &mut working => break served.map_err(io::Error::other)?,
             Some(wanted) = wanted.recv() => delegate(&mut stream, wanted).await,
+            () = &mut lasts, if !told => {
+                stream.write_all(&Answer::Wait { seconds: WORK_S }.to_frame()).await?;
+                told = true;
+            }
         }
     };
     stream.write_all(&answer.to_frame()).await?;
