@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The one place that knows in which order the kernel's tables change.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use isthmus_delta::Outcome;
@@ -60,6 +61,8 @@ pub(crate) struct Tables {
     rules: Tracked<Rules>,
     neighbours: Tracked<Neighbours>,
     forwarding: Tracked<Forwarding>,
+    /// Settings that were read, or written, since the tables were.
+    settings: BTreeMap<String, String>,
     observed: bool,
 }
 
@@ -74,6 +77,7 @@ impl Tables {
             rules: Tracked::default(),
             neighbours: Tracked::default(),
             forwarding: Tracked::default(),
+            settings: BTreeMap::new(),
             observed: false,
         }
     }
@@ -130,6 +134,7 @@ impl Tables {
         if let Err(error) = self.nft.observe() {
             fail(out, "read nftables", chain(&error));
         }
+        self.settings.clear();
         self.observed = true;
     }
 
@@ -163,8 +168,14 @@ impl Tables {
         take(out, "links", gone, |link| format!("link {link}"));
 
         // Create: what others refer to.
-        take(out, "links", self.links.apply_puts(wire, &want.links), |link| format!("link {link}"));
-        take(out, "sysctls", Ok(sysctl::apply(&want.sysctls)), |path| format!("setting {path}"));
+        let put = self.links.apply_puts(wire, &want.links);
+        if remade || put.as_ref().map_or(true, |outcome| outcome.changed > 0) {
+            // A new link has the settings of new links.
+            self.settings.clear();
+        }
+        take(out, "links", put, |link| format!("link {link}"));
+        let set = sysctl::apply(&want.sysctls, &mut self.settings);
+        take(out, "sysctls", Ok(set), |path| format!("setting {path}"));
         take(out, "addresses", self.addresses.apply_puts(wire, &addresses), Addresses::name);
         take(out, "forwarding", self.forwarding.apply_puts(wire, &forwarding), Forwarding::name);
         take(out, "neighbours", self.neighbours.apply_puts(wire, &neighbours), Neighbours::name);

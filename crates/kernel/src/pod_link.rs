@@ -22,12 +22,14 @@ use isthmus_model::kernel::{MacAddress, RouteKind};
 use isthmus_model::ownership::{HOST_LINK_MAC, POD_LINK_PREFIX};
 
 use crate::link::{self, POD_ALIAS};
+use crate::netns::{self, Excursion};
 use crate::route::Routes;
 use crate::table::{Table, link_index};
 use crate::wire::{Refusal, Request, Wire};
-use crate::{addr, netns, sysctl};
+use crate::{addr, sysctl};
 pub use chained::ForeignLink;
 use leaving::Leaving;
+use messages::Ends;
 
 /// Bytes of a [`PodLink::alias`]: the kernel takes 255 (IFALIASZ), `isthmus:pod:` before it included.
 pub const POD_ALIAS_MAX: usize = 240;
@@ -150,10 +152,20 @@ impl PodLinks {
     /// A host end of the same name that an interrupted call left behind is replaced.
     pub fn add(&self, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {
         let pod_ns = open_namespace(&wanted.netns_path)?;
-        std::thread::scope(|scope| {
-            let work = scope.spawn(|| self.add_from_inside(&pod_ns, wanted));
-            work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let trip = Excursion::begin()?;
+        let outside = |source| PodLinkError::Namespace { path: wanted.netns_path.clone(), source };
+        trip.to(&pod_ns).map_err(outside)?;
+        let mut pod = Wire::open_route()?;
+        let made = self.create(&mut pod, wanted).and_then(|(ends, replaced)| {
+            let made = self.configure(&trip, &mut pod, wanted, ends)?;
+            Ok(PodLinkMade { replaced, ..made })
+        });
+        drop(trip);
+        if made.is_err() {
+            // The first error is the one to tell.
+            let _ = self.del(&wanted.host_link);
+        }
+        made
     }
 
     /// Removes the link by its host end: when this returns, neither end is in its namespace. Returns whether there was one.
@@ -167,7 +179,7 @@ impl PodLinks {
         let path = Path::new("/proc/thread-self/fd").join(self.host_ns.as_raw_fd().to_string());
         let restored = netns::run(&path, || {
             let index = link_index(&wanted.host_link).map_err(PodLinkError::Broken)?;
-            set_host_end(&wanted.host_link)?;
+            set_host_end(&wanted.host_link, wanted.addresses.iter().any(IpAddr::is_ipv6))?;
             self.on_host(|wire| execute_all(wire, "restore the host end", &messages::host_end(wanted, index)))
         });
         restored?
@@ -224,25 +236,13 @@ impl PodLinks {
         Ok(routes)
     }
 
-    fn add_from_inside(&self, pod_ns: &File, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {
-        let outside = |source| PodLinkError::Namespace { path: wanted.netns_path.clone(), source };
-        netns::enter(pod_ns.as_fd()).map_err(outside)?;
-        let mut pod = Wire::open_route()?;
-        let replaced = self.create(&mut pod, wanted)?;
-        let made = self.configure(&mut pod, wanted);
-        if made.is_err() {
-            // The first error is the one to tell.
-            let _ = self.del(&wanted.host_link);
-        }
-        made.map(|made| PodLinkMade { replaced, ..made })
-    }
-
-    fn create(&self, pod: &mut Wire, wanted: &PodLink) -> Result<bool, PodLinkError> {
+    /// Both ends' indices, and whether a link was replaced.
+    fn create(&self, pod: &mut Wire, wanted: &PodLink) -> Result<(Ends, bool), PodLinkError> {
         let request = messages::create(wanted, self.host_ns.as_fd());
         let mut replaced = false;
         for attempt in 0..2 {
-            match pod.execute_one(request.clone())? {
-                Ok(()) => return Ok(replaced),
+            match messages::create_and_see(pod, &request, &wanted.ifname)? {
+                Ok(ends) => return Ok((ends, replaced)),
                 Err(refusal) if refusal.errno == libc::EEXIST && attempt == 0 => {
                     replaced = self.del(&wanted.host_link)?;
                 }
@@ -253,26 +253,31 @@ impl PodLinks {
         Err(PodLinkError::Exists { path: wanted.netns_path.clone(), ifname: wanted.ifname.clone() })
     }
 
-    /// The host end first: the pod's end is still down, so nothing flows before all is set.
-    fn configure(&self, pod: &mut Wire, wanted: &PodLink) -> Result<PodLinkMade, PodLinkError> {
-        let missing = |reason| PodLinkError::Refused { step: "find the new link", reason };
-        let pod_index = link_index(&wanted.ifname).map_err(missing)?;
-        if wanted.addresses.iter().any(IpAddr::is_ipv6) {
+    /// The host end first: the pod's end is still down, so nothing flows before all is set. The way is out of the pod's namespace into
+    /// the host's.
+    fn configure(
+        &self,
+        trip: &Excursion,
+        pod: &mut Wire,
+        wanted: &PodLink,
+        ends: Ends,
+    ) -> Result<PodLinkMade, PodLinkError> {
+        let v6 = wanted.addresses.iter().any(IpAddr::is_ipv6);
+        if v6 {
             set_ipv6(&wanted.ifname)?;
         }
-        netns::enter(self.host_ns.as_fd())?;
-        let host_index = link_index(&wanted.host_link).map_err(missing)?;
-        set_host_end(&wanted.host_link)?;
+        trip.to(&self.host_ns)?;
+        set_host_end(&wanted.host_link, v6)?;
         self.on_host(|wire| {
-            execute_all(wire, "set up the host end", &messages::host_end(wanted, host_index))
+            execute_all(wire, "set up the host end", &messages::host_end(wanted, ends.host))
         })?;
-        execute_all(pod, "set up the pod's end", &messages::pod_end(wanted, pod_index))?;
-        self.wait_until_it_sends(host_index)?;
+        execute_all(pod, "set up the pod's end", &messages::pod_end(wanted, ends.pod))?;
+        self.wait_until_it_sends(ends.host)?;
         Ok(PodLinkMade {
             host_mac: HOST_LINK_MAC,
             pod_mac: messages::pod_mac(wanted),
-            host_index,
-            pod_index,
+            host_index: ends.host,
+            pod_index: ends.pod,
             replaced: false,
         })
     }
@@ -307,27 +312,30 @@ fn refused(step: &'static str, refusal: &Refusal) -> PodLinkError {
 
 /// Router advertisements are not for pods, and duplicates are excluded by plan.
 fn set_ipv6(link: &LinkName) -> io::Result<()> {
-    for (name, value) in [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0")] {
-        set(&format!("net/ipv6/conf/{link}/{name}"), value)?;
-    }
-    Ok(())
+    set(sysctl::write, link, "disable_ipv6", "0")?;
+    set(sysctl::put, link, "accept_dad", "0")?;
+    set(sysctl::put, link, "accept_ra", "0")
 }
 
-/// The source of what comes from a pod is checked by our nftables table against the pod's addresses; the reverse path
-/// filter would check it against routes, which may lead through a gateway.
-fn set_host_end(link: &LinkName) -> io::Result<()> {
+/// The settings of IPv6, which netlink does not take; those of IPv4 are in [`messages::host_end`]. Without IPv6 the pod still must not
+/// tell the node of routers.
+fn set_host_end(link: &LinkName, v6: bool) -> io::Result<()> {
+    if !v6 {
+        return set(sysctl::put, link, "accept_ra", "0");
+    }
     set_ipv6(link)?;
-    for (name, value) in
-        [("rp_filter", "0"), ("proxy_arp", "0"), ("send_redirects", "0"), ("forwarding", "1")]
-    {
-        set(&format!("net/ipv4/conf/{link}/{name}"), value)?;
-    }
-    set(&format!("net/ipv6/conf/{link}/forwarding"), "1")
+    set(sysctl::write, link, "forwarding", "1")
 }
 
-/// A kernel without IPv6 has no such settings.
-fn set(path: &str, value: &str) -> io::Result<()> {
-    match sysctl::write(path, value) {
+/// A kernel without IPv6 has no such settings. What a new link mostly has by itself is better looked at first: writing waits for the
+/// kernel's lock of all links.
+fn set(
+    write: fn(&str, &str) -> io::Result<bool>,
+    link: &LinkName,
+    name: &str,
+    value: &str,
+) -> io::Result<()> {
+    match write(&format!("net/ipv6/conf/{link}/{name}"), value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map(drop),
     }

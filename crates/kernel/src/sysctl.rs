@@ -2,20 +2,35 @@
 //! Kernel settings below /proc/sys, written only where they differ.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
 use std::sync::LazyLock;
-use std::{fs, io};
 
 use isthmus_delta::Outcome;
 use isthmus_model::ownership::HOST_PROC_SYS;
 
-/// Brings every setting to its value.
-pub(crate) fn apply(wanted: &BTreeMap<String, String>) -> Outcome<String> {
+/// The kernel gives a setting out at once, and no more than a page of it.
+const TEXT_LEN: usize = 4096;
+
+/// Brings every setting to its value. Those that are `known` to have it are left alone, and become more.
+pub(crate) fn apply(
+    wanted: &BTreeMap<String, String>,
+    known: &mut BTreeMap<String, String>,
+) -> Outcome<String> {
+    known.retain(|path, value| wanted.get(path) == Some(value));
     let mut outcome = Outcome::default();
     for (path, value) in wanted {
+        if known.contains_key(path) {
+            continue;
+        }
         match write(path, value) {
-            Ok(false) => {}
-            Ok(true) => outcome.record(path.clone(), Ok::<_, io::Error>(())),
+            Ok(changed) => {
+                known.insert(path.clone(), value.clone());
+                if changed {
+                    outcome.record(path.clone(), Ok::<_, io::Error>(()));
+                }
+            }
             Err(error) => outcome.record(path.clone(), Err(error)),
         }
     }
@@ -24,16 +39,28 @@ pub(crate) fn apply(wanted: &BTreeMap<String, String>) -> Outcome<String> {
 
 /// Writes one setting unless it has the value already; returns whether it was written.
 pub(crate) fn write(path: &str, value: &str) -> io::Result<bool> {
-    let relative = Path::new(path);
-    if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path below /proc/sys"));
-    }
-    let full = root().join(relative);
-    if same(&fs::read_to_string(&full)?, value) {
+    let full = full(path)?;
+    let mut text = [0; TEXT_LEN];
+    let length = File::open(&full)?.read(&mut text)?;
+    if same(&String::from_utf8_lossy(&text[..length]), value) {
         return Ok(false);
     }
     fs::write(&full, value)?;
     Ok(true)
+}
+
+/// Writes one setting that is likely to have another value.
+pub(crate) fn put(path: &str, value: &str) -> io::Result<bool> {
+    fs::write(full(path)?, value)?;
+    Ok(true)
+}
+
+fn full(path: &str) -> io::Result<PathBuf> {
+    let relative = Path::new(path);
+    if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path below /proc/sys"));
+    }
+    Ok(root().join(relative))
 }
 
 /// In an unprivileged container `/proc/sys` is read-only; the node's is mounted at another place then. Both show the
@@ -65,6 +92,7 @@ mod tests {
     fn a_path_that_leaves_proc_sys_is_refused() {
         for path in ["../kcore", "/etc/passwd", "net/../../x", ""] {
             assert!(write(path, "1").is_err(), "{path:?} was accepted");
+            assert!(put(path, "1").is_err(), "{path:?} was accepted");
         }
     }
 }

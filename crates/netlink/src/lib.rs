@@ -170,12 +170,15 @@ impl Wire {
         let mut results = Vec::with_capacity(requests.len());
         for batch in requests.chunks(BATCH_REQUESTS_MAX) {
             let first = self.advance(batch.len() as u32);
+            let last = batch.len() - 1;
             let mut datagram = Vec::new();
             for (offset, request) in batch.iter().enumerate() {
-                request.encode(first.wrapping_add(offset as u32), NLM_F_ACK, &mut datagram);
+                // The kernel tells of each refusal, in order. So the last answer says that the others were carried out.
+                let flags = if offset == last { NLM_F_ACK } else { 0 };
+                request.encode(first.wrapping_add(offset as u32), flags, &mut datagram);
             }
             self.send(&datagram)?;
-            self.collect_verdicts(first, batch.len(), &mut results)?;
+            results.extend(self.collect_verdicts(first, batch.len())?);
         }
         Ok(results)
     }
@@ -187,21 +190,38 @@ impl Wire {
     }
 
     /// Asks for one object: the message, or the refusal.
-    pub fn ask(&mut self, request: &Request) -> io::Result<Result<Answer, Refusal>> {
-        let sequence = self.advance(1);
+    pub fn ask(&mut self, question: &Request) -> io::Result<Result<Answer, Refusal>> {
+        self.ask_after(&[], question)
+    }
+
+    /// Carries out a request, then asks for one object, in one go: the message, or the first refusal.
+    pub fn execute_and_ask(
+        &mut self,
+        request: &Request,
+        question: &Request,
+    ) -> io::Result<Result<Answer, Refusal>> {
+        self.ask_after(std::slice::from_ref(request), question)
+    }
+
+    fn ask_after(&mut self, before: &[Request], question: &Request) -> io::Result<Result<Answer, Refusal>> {
+        let first = self.advance(before.len() as u32 + 1);
+        let last = first.wrapping_add(before.len() as u32);
         let mut datagram = Vec::new();
-        request.encode(sequence, 0, &mut datagram);
+        for (offset, request) in before.iter().chain([question]).enumerate() {
+            request.encode(first.wrapping_add(offset as u32), 0, &mut datagram);
+        }
         self.send(&datagram)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let mut refused = None;
         loop {
             for answer in self.receive(deadline)? {
-                match answer.sequence == sequence {
-                    true if answer.kind == NLMSG_ERROR => {
-                        let refusal = answer.verdict().err();
-                        return Ok(Err(refusal.unwrap_or(Refusal { errno: libc::ENODATA, text: None })));
-                    }
-                    true => return Ok(Ok(answer)),
-                    false => {}
+                let ours = answer.sequence.wrapping_sub(first) as usize <= before.len();
+                if ours && answer.kind == NLMSG_ERROR {
+                    let refusal = answer.verdict().err();
+                    refused = refused.or(refusal.or(Some(Refusal { errno: libc::ENODATA, text: None })));
+                }
+                if answer.sequence == last {
+                    return Ok(refused.map_or(Ok(answer), Err));
                 }
             }
         }
@@ -279,23 +299,21 @@ impl Wire {
         }
     }
 
-    fn collect_verdicts(
-        &mut self,
-        first: u32,
-        count: usize,
-        results: &mut Vec<Result<(), Refusal>>,
-    ) -> io::Result<()> {
+    /// Until the last of the batch is acknowledged, what is not refused was carried out.
+    fn collect_verdicts(&mut self, first: u32, count: usize) -> io::Result<Vec<Result<(), Refusal>>> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
-        let end = results.len() + count;
-        while results.len() < end {
-            for answer in self.receive(deadline)? {
-                let ours = (answer.sequence.wrapping_sub(first) as usize) < count;
-                if ours && answer.kind == NLMSG_ERROR {
-                    results.push(answer.verdict());
+        let mut results = vec![Ok(()); count];
+        loop {
+            for answer in self.receive(deadline)?.iter().filter(|answer| answer.kind == NLMSG_ERROR) {
+                let place = answer.sequence.wrapping_sub(first) as usize;
+                if let Some(result) = results.get_mut(place) {
+                    *result = answer.verdict();
+                }
+                if place + 1 == count {
+                    return Ok(results);
                 }
             }
         }
-        Ok(())
     }
 }
 

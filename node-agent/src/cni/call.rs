@@ -41,7 +41,7 @@ impl Role {
 }
 
 /// An interface in a container's namespace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) key: AttachmentKey,
     pub(crate) ifname: LinkName,

@@ -45,24 +45,36 @@ impl Workshop {
             let _ = self.node.advance().await;
             self.remove_link(&attachment).await?;
         }
-        let attachment = self.record(target, share).await?;
-        let made = match self.make(target, &attachment, view.pod_mtu).await {
-            Ok(made) => made,
+        let (attachment, made) = self.record_and_link(target, share, view.pod_mtu).await?;
+        let made = match made {
+            Ok(made) => self.admit(target, &attachment, made).await,
+            Err(error) => Err(link_error(error)),
+        };
+        match made {
+            Ok(made) => Ok(result(target, &attachment, &made, view.pod_mtu)),
             Err(error) => {
                 self.undo(&target.key, &attachment).await;
-                return Err(error);
+                Err(error)
             }
-        };
-        Ok(result(target, &attachment, &made, view.pod_mtu))
+        }
     }
 
-    /// Addresses, in the journal before anything is programmed.
-    async fn record(&self, target: &Target, share: Share) -> Result<Attachment, Error> {
-        let (node, key) = (self.node.clone(), target.key.clone());
-        let (namespace, name) = target.pod_name();
-        let given =
-            blocking(move || node.ledger().give(&key, (&namespace, &name), &share, Instant::now())).await?;
-        given.map_err(given_error)
+    /// Addresses, in the journal before anything is programmed; then the link. Both block, so they take one turn.
+    async fn record_and_link(
+        &self,
+        target: &Target,
+        share: Share,
+        mtu: u32,
+    ) -> Result<(Attachment, Result<PodLinkMade, PodLinkError>), Error> {
+        let (node, target) = (self.node.clone(), target.clone());
+        let both = move || {
+            let (namespace, name) = target.pod_name();
+            let given = node.ledger().give(&target.key, (&namespace, &name), &share, Instant::now());
+            let attachment = given.map_err(given_error)?;
+            let made = node.links.add(&wanted(&target, &attachment, mtu));
+            Ok((attachment, made))
+        };
+        blocking(both).await?
     }
 
     /// The link, then the rules and routes that let it through.
@@ -74,6 +86,15 @@ impl Workshop {
     ) -> Result<PodLinkMade, Error> {
         let (node, wanted) = (self.node.clone(), wanted(target, attachment, mtu));
         let made = blocking(move || node.links.add(&wanted)).await?.map_err(link_error)?;
+        self.admit(target, attachment, made).await
+    }
+
+    async fn admit(
+        &self,
+        target: &Target,
+        attachment: &Attachment,
+        made: PodLinkMade,
+    ) -> Result<PodLinkMade, Error> {
         self.node.ledger().link_made(&target.key);
         let advanced = if made.replaced { self.node.converge().await } else { self.node.advance().await };
         let failures = advanced.map_err(|why| Error::new(code::TRY_AGAIN, why))?;

@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use isthmus_model::ids::LinkName;
 use isthmus_model::kernel::MacAddress;
 use isthmus_model::ownership::{HOST_LINK_MAC, POD_GATEWAY_V4, POD_GATEWAY_V6};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -19,8 +20,8 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{POD_ALIAS_MAX, PodLink};
-use crate::link::{POD_ALIAS, no_generated_addresses};
-use crate::wire::{Request, Wire, parse_route};
+use crate::link::POD_ALIAS;
+use crate::wire::{Refusal, Request, Wire, parse_route};
 use crate::{addr, neigh};
 
 /// Both ends in one request, sent inside the pod's namespace.
@@ -35,18 +36,59 @@ pub(super) fn create(wanted: &PodLink, host_ns: BorrowedFd<'_>) -> Request {
     Request::route(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// The indices of a link's ends, each in its namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ends {
+    pub(super) pod: u32,
+    pub(super) host: u32,
+}
+
+/// Makes the pair and looks at what was made.
+pub(super) fn create_and_see(
+    wire: &mut Wire,
+    create: &Request,
+    ifname: &LinkName,
+) -> io::Result<Result<Ends, Refusal>> {
+    let answer = match wire.execute_and_ask(create, &get(named(ifname)))? {
+        Ok(answer) => parse_route(&answer),
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let Some(RouteNetlinkMessage::NewLink(link)) = answer else { return Err(not_a_link()) };
+    let pod = link.header.index;
+    let other = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    // Kernels before 5.10 leave out a number that is the same at both ends.
+    Ok(Ok(Ends { pod, host: other.unwrap_or(pod) }))
+}
+
 /// The index of the socket's namespace's link of this name, if there is one.
 pub(super) fn index(wire: &mut Wire, link: &LinkName) -> io::Result<Option<u32>> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(link.to_string()));
-    match wire.ask(&Request::route(&RouteNetlinkMessage::GetLink(message), 0))? {
+    match wire.ask(&get(named(link)))? {
         Ok(answer) => match parse_route(&answer) {
             Some(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link.header.index)),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a link")),
+            _ => Err(not_a_link()),
         },
         Err(refusal) if refusal.is_absent() => Ok(None),
         Err(refusal) => Err(refusal.into()),
     }
+}
+
+/// The question for a link, without its counters.
+fn get(mut link: LinkMessage) -> Request {
+    link.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    Request::route(&RouteNetlinkMessage::GetLink(link), 0)
+}
+
+fn named(link: &LinkName) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(link.to_string()));
+    message
+}
+
+fn not_a_link() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a link")
 }
 
 pub(super) fn delete(index: u32) -> Request {
@@ -60,7 +102,7 @@ pub(super) fn mark(index: u32, group: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.push(LinkAttribute::Group(group));
-    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+    set_link(message)
 }
 
 /// Deletes all links of a group at once.
@@ -90,22 +132,23 @@ pub(super) fn pod_mac(wanted: &PodLink) -> MacAddress {
 pub(super) fn can_send(wire: &mut Wire, index: u32) -> io::Result<bool> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    let Ok(answer) = wire.ask(&Request::route(&RouteNetlinkMessage::GetLink(message), 0))? else {
+    let Ok(answer) = wire.ask(&get(message))? else {
         return Ok(false);
     };
     let Some(RouteNetlinkMessage::NewLink(link)) = parse_route(&answer) else { return Ok(false) };
     Ok(link.attributes.iter().any(|it| matches!(it, LinkAttribute::Qdisc(queue) if queue != "noop")))
 }
 
-/// Alias before state, so that an interrupted call leaves a link that says whose it is. The pod's addresses are
+/// Alias and state in one, so that an interrupted call leaves no link in use that does not say whose it is. The pod's addresses are
 /// permanent neighbours: no packet waits for ARP or NDP. The link-local address answers where one is asked for.
 pub(super) fn host_end(wanted: &PodLink, index: u32) -> Vec<Request> {
+    let mut set = LinkMessage::default();
+    set.header.index = index;
+    set.attributes.push(host_end_settings());
     let alias: String = wanted.alias.chars().take(POD_ALIAS_MAX).collect();
-    let mut named = LinkMessage::default();
-    named.header.index = index;
-    named.attributes.push(LinkAttribute::IfAlias(format!("{POD_ALIAS}{alias}")));
-    named.attributes.push(no_generated_addresses());
-    let mut requests = vec![Request::route(&RouteNetlinkMessage::SetLink(named), 0), up(index)];
+    let mut opened = up(index);
+    opened.attributes.push(LinkAttribute::IfAlias(format!("{POD_ALIAS}{alias}")));
+    let mut requests = vec![set_link(set), set_link(opened)];
     if wanted.addresses.iter().any(IpAddr::is_ipv6) {
         requests.push(address(index, POD_GATEWAY_V6.into()));
     }
@@ -114,9 +157,31 @@ pub(super) fn host_end(wanted: &PodLink, index: u32) -> Vec<Request> {
     requests
 }
 
+/// No address but ours. The source of what comes from a pod is checked by our nftables table against the pod's addresses; the reverse
+/// path filter would check it against routes, which may lead through a gateway.
+fn host_end_settings() -> LinkAttribute {
+    /// Numbers and values of linux/ip.h, IPV4_DEVCONF_*.
+    const FORWARDING: (u16, u32) = (1, 1);
+    const PROXY_ARP: (u16, u32) = (3, 0);
+    const SEND_REDIRECTS: (u16, u32) = (6, 0);
+    const RP_FILTER: (u16, u32) = (8, 0);
+    /// IFLA_INET_CONF of linux/if_link.h. The library reads it, and writes no zeros into it.
+    const INET_CONF: u16 = 1;
+    let mut conf = Vec::new();
+    for (number, value) in [FORWARDING, PROXY_ARP, SEND_REDIRECTS, RP_FILTER] {
+        conf.extend(8_u16.to_ne_bytes());
+        conf.extend(number.to_ne_bytes());
+        conf.extend(value.to_ne_bytes());
+    }
+    LinkAttribute::AfSpecUnspec(vec![
+        AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(INET_CONF, conf))]),
+        AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]),
+    ])
+}
+
 pub(super) fn pod_end(wanted: &PodLink, index: u32) -> Vec<Request> {
     const LOOPBACK: u32 = 1;
-    let mut requests = vec![up(LOOPBACK), up(index)];
+    let mut requests = vec![set_link(up(LOOPBACK)), set_link(up(index))];
     requests.extend(wanted.addresses.iter().map(|ip| address(index, *ip)));
     if wanted.addresses.iter().any(IpAddr::is_ipv4) {
         let gateway = POD_GATEWAY_V4.into();
@@ -151,11 +216,15 @@ fn end(name: &LinkName, mac: MacAddress, mtu: u32) -> LinkMessage {
     message
 }
 
-fn up(index: u32) -> Request {
+fn up(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
+    message
+}
+
+fn set_link(message: LinkMessage) -> Request {
     Request::route(&RouteNetlinkMessage::SetLink(message), 0)
 }
 

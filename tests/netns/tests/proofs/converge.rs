@@ -105,6 +105,34 @@ async fn a_route_follows_every_change_of_its_kind_in_both_families() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn settings_are_put_back_and_hold_for_a_link_that_was_made_anew() {
+    let Some(lab) = Lab::new("settings") else { return };
+    let mut node = node_with_tunnels(&lab);
+    let settings = ["net/ipv4/fib_multipath_hash_policy", "net/ipv4/conf/vxlan-isthmus/rp_filter"];
+    let value =
+        |node: &Node, setting: &str| node.namespace.sh(&format!("cat /proc/sys/{setting}")).trim().to_owned();
+    let of_number = |vni| {
+        let mut link = vxlan("127.0.0.1", [2, 0, 0, 0, 0, 1]);
+        link.kind = LinkKind::Vxlan { vni, port: 4789, local: [127, 0, 0, 1].into() };
+        link
+    };
+    node.want.links.insert("vxlan-isthmus".parse().unwrap(), of_number(7300));
+    for (setting, wanted) in settings.into_iter().zip(["1", "2"]) {
+        node.want.sysctls.insert(setting.into(), wanted.into());
+    }
+    settles(&mut node).await;
+    node.namespace.sh("sysctl -qw net.ipv4.fib_multipath_hash_policy=0");
+    settles(&mut node).await;
+    assert_eq!(value(&node, settings[0]), "1");
+
+    // It is made anew, by a step from what is remembered.
+    node.want.links.insert("vxlan-isthmus".parse().unwrap(), of_number(7301));
+    let outcomes = node.kernel.advance(&node.want, InSync::all_listed()).await;
+    assert!(outcomes.is_clean(), "{outcomes:?}");
+    assert_eq!(value(&node, settings[1]), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_route_rule_and_link_are_back_after_the_next_pass() {
     let Some(lab) = Lab::new("repair") else { return };
     let mut node = Node::new(&lab, "node");

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use isthmus_kernel::{InSync, POD_ALIAS_MAX, PodLinkError};
-use isthmus_testkit::{Lab, within};
+use isthmus_testkit::{Lab, Namespace, within};
 
 use super::node::{Node, pod_link};
 
@@ -155,6 +155,63 @@ async fn a_host_end_that_was_taken_down_is_restored_with_all_that_went_with_it()
     node.links.del(&link.host_link).unwrap();
     let error = node.links.restore(&link).unwrap_err().to_string();
     assert!(error.contains("ist000000000002"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_end_is_a_router_that_takes_nothing_from_its_pod_whatever_new_links_are() {
+    let Some(lab) = Lab::new("settings") else { return };
+    let node = Node::new(&lab, "node");
+    let others = "net.ipv4.conf.default.forwarding=0 net.ipv4.conf.default.proxy_arp=1 net.ipv4.conf.default.rp_filter=1 \
+                  net.ipv4.conf.default.send_redirects=1 net.ipv6.conf.default.accept_ra=2 net.ipv6.conf.default.forwarding=0 \
+                  net.ipv6.conf.default.disable_ipv6=1";
+    let (both, four) = (lab.namespace("both"), lab.namespace("four"));
+    for namespace in [&node.namespace, &both] {
+        namespace.sh(&format!("sysctl -qw {others}"));
+    }
+    let value = |namespace: &Namespace, setting: &str| namespace.sh(&format!("cat /proc/sys/net/{setting}"));
+    let is = |namespace: &Namespace, link: &str, wanted: &[(&str, &str)]| {
+        for (setting, wanted) in wanted {
+            let setting = setting.replace("LINK", link);
+            assert_eq!(value(namespace, &setting).trim(), *wanted, "{setting}");
+        }
+    };
+    let v4 = [
+        ("ipv4/conf/LINK/forwarding", "1"),
+        ("ipv4/conf/LINK/proxy_arp", "0"),
+        ("ipv4/conf/LINK/rp_filter", "0"),
+        ("ipv4/conf/LINK/send_redirects", "0"),
+        ("ipv6/conf/LINK/accept_ra", "0"),
+    ];
+    let v6 = [
+        ("ipv6/conf/LINK/forwarding", "1"),
+        ("ipv6/conf/LINK/disable_ipv6", "0"),
+        ("ipv6/conf/LINK/accept_dad", "0"),
+    ];
+    let (link, mut other) = (pod_link(&both, 1), pod_link(&four, 2));
+    other.addresses.truncate(1);
+    for link in [&link, &other] {
+        node.links.add(link).unwrap();
+        is(&node.namespace, link.host_link.as_str(), &v4);
+    }
+    is(&node.namespace, link.host_link.as_str(), &v6);
+    is(&both, "eth0", &[("ipv6/conf/LINK/accept_ra", "0"), ("ipv6/conf/LINK/disable_ipv6", "0")]);
+
+    node.namespace
+        .sh("sysctl -qw net.ipv4.conf.ist000000000001.rp_filter=1 net.ipv6.conf.ist000000000001.accept_ra=2");
+    node.links.restore(&link).unwrap();
+    is(&node.namespace, link.host_link.as_str(), &v4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_adds_a_pod_is_where_it_was_afterwards_also_if_nothing_came_of_it() {
+    let Some(lab) = Lab::new("at-home") else { return };
+    let (node, pod) = (Node::new(&lab, "node"), lab.namespace("pod"));
+    let here = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let home = here();
+    node.links.add(&pod_link(&pod, 1)).unwrap();
+    assert_eq!(here(), home);
+    node.links.add(&pod_link(&pod, 2)).unwrap_err();
+    assert_eq!(here(), home);
 }
 
 /// The bound is loose: the figure is printed, and measured by the benchmark.
