@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use isthmus_model::dataplane::{
-    DataplaneConfig, DataplaneState, KeySlot, Probe, ProbeState, Report, Request, Tunnel, TunnelState,
-    WireGuardMode,
+    DataplaneConfig, DataplaneState, KeySlot, LaneKeys, Probe, ProbeState, Report, Request, Tunnel,
+    TunnelState, WireGuardMode,
 };
 use isthmus_wg::{Engine, PrivateKey};
 use serde::Serialize;
@@ -102,8 +102,10 @@ fn state() -> DataplaneState {
         reaches: ["west".to_owned()].into(),
         ..ProbeState::default()
     };
+    let lane = |key: &str| LaneKeys { public_key: key.to_owned(), ..LaneKeys::default() };
     DataplaneState {
         public_key: Some("ours".to_owned()),
+        lanes: vec![lane("ours"), LaneKeys { next_public_key: Some("next".to_owned()), ..lane("second") }],
         mode: WireGuardMode::Kernel,
         tunnels: [("iw-0123456789ab".parse().expect("a name"), tunnel)].into(),
         probes: [("tunnel/iw-0123456789ab".to_owned(), probe)].into(),
