@@ -64,9 +64,9 @@ soak: ## Pods come and go at random while agents die, for MINUTES=10 (as root; S
 fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; needs a nightly toolchain and g++)
 	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)
 
-# The runtime of the sanitizer comes with the pinned toolchain; its flag does not need another one. A target makes it ours alone, not that of macros.
+# The runtime of the sanitizer comes with the pinned toolchain; its flag does not need another one. With a target it is ours alone, not that of macros.
 sanitize: ## Tests of the packet path's system calls (all of its `unsafe`) under AddressSanitizer
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --target $$(rustc -vV | sed -n 's/^host: //p') -p isthmus-packet-io --lib
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --target-dir target/sanitize --target $$(rustc -vV | sed -n 's/^host: //p') -p isthmus-packet-io --lib
 
 bench-wg: ## isthmus-wg beside other WireGuard programs, which are built once (as root; minutes) -> docs/benchmarks.md
 	$(CARGO) build --release -p isthmus-bench -p isthmus-wg-device
