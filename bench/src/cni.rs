@@ -300,8 +300,13 @@ impl Drop for Contender {
 }
 
 /// Tries until it succeeds, or for [`PATIENCE`].
-pub(crate) fn until(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until(attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    until_within(PATIENCE, attempt)
+}
+
+/// Tries until it succeeds, or for that long.
+pub(crate) fn until_within(patience: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + patience;
     loop {
         match attempt() {
             Ok(()) => return Ok(()),

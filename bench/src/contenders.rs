@@ -15,12 +15,14 @@ use isthmus_model::ownership::WIREGUARD_PORT;
 use isthmus_testkit::{Lab, Namespace};
 use tempfile::TempDir;
 
-use crate::cni::until;
+use crate::cni::{until, until_within};
 use crate::tools;
 
 const OUR_DEVICE: &str = "iw-00000000beac";
 /// MTU of every tunnel: what IPv6 over Ethernet leaves.
 const MTU_BYTES: u16 = 1420;
+/// How long another program may take until wg(8) can speak to it.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What carries the packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +147,9 @@ impl Pair {
                 other + 1,
                 other + 1
             );
-            until(|| self.hosts[number].try_sh(&line).map(drop))?;
+            until_within(SOCKET_PATIENCE, || self.hosts[number].try_sh(&line).map(drop)).with_context(
+                || format!("{program}: wg(8) could not set {name} for {} s", SOCKET_PATIENCE.as_secs()),
+            )?;
             self.address(number, name)?;
         }
         Ok(())

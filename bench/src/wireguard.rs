@@ -25,7 +25,7 @@ const STREAMS: u32 = 32;
 /// Sizes of datagrams, bytes, and the rates at which they are offered, Mb/s of their content, one after the other. The best of what arrives
 /// counts: a program that is offered more than it carries spends its time on what it drops, and each has another such limit.
 const LARGE: (u32, [u32; 4]) = (1400, [150, 300, 600, 1200]);
-const SMALL: (u32, [u32; 4]) = (64, [10, 20, 40, 80]);
+const SMALL: (u32, [u32; 4]) = (64, [20, 40, 80, 160]);
 /// Echo requests of one run, 5 ms apart.
 const ECHOES: u32 = 200;
 const MANY_PEERS: u32 = 1000;
@@ -247,15 +247,16 @@ pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<Strin
         ("gotatun", contender(GOTATUN_CLI.build(places)?, "gtt", &rust)),
         ("boringtun-cli", contender(BORINGTUN_CLI.build(places)?, "brt", &rust)),
     ];
-    let mut pairs = Vec::new();
+    let (mut pairs, mut absent) = (Vec::new(), Vec::new());
     for (name, carrier) in &contenders {
-        let pair = Pair::new(lab, name, carrier)?;
-        // It ends with its namespace.
-        let mut server = pair.hosts[1].spawn("iperf3", &["--server"])?;
-        drain(&mut server);
-        until(|| pair.hosts[0].try_sh(&format!("iperf3 -c {} -t 1", pair.target)).map(drop))
-            .with_context(|| format!("{name}: iperf3"))?;
-        pairs.push(pair);
+        match started(lab, name, carrier) {
+            Ok(pair) => pairs.push(pair),
+            Err(error) if *name == OURS || *carrier == Carrier::Wire => return Err(error),
+            Err(error) => {
+                eprintln!("  wireguard: left out: {error:#}");
+                absent.push(*name);
+            }
+        }
     }
     let mut samples = vec![Samples::default(); pairs.len()];
     for (taken, pair) in samples.iter_mut().zip(&pairs) {
@@ -265,7 +266,7 @@ pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<Strin
         for turn in 0..pairs.len() {
             let index = in_turn(round, turn, pairs.len());
             eprintln!("  wireguard: round {}, {}", round + 1, pairs[index].name);
-            samples[index].take(&pairs[index])?;
+            samples[index].take(&pairs[index]).with_context(|| pairs[index].name.clone())?;
         }
     }
     for (taken, pair) in samples.iter_mut().zip(&pairs).filter(|(_, pair)| !pair.processes.is_empty()) {
@@ -276,10 +277,22 @@ pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<Strin
     Ok(about(places, rounds)?
         + &results(&named)
         + &left_out(&named)
+        + &not_there(&absent)
         + "\n"
         + &goals(&named)
         + "\n"
         + &plot(&named))
+}
+
+/// Two hosts with the tunnel, which carries a stream.
+fn started(lab: &Lab, name: &str, carrier: &Carrier) -> Result<Pair> {
+    let pair = Pair::new(lab, name, carrier).with_context(|| name.to_owned())?;
+    // It ends with its namespace.
+    let mut server = pair.hosts[1].spawn("iperf3", &["--server"])?;
+    drain(&mut server);
+    until(|| pair.hosts[0].try_sh(&format!("iperf3 -c {} -t 1", pair.target)).map(drop))
+        .with_context(|| format!("{name}: iperf3"))?;
+    Ok(pair)
 }
 
 fn about(places: &Places, rounds: usize) -> Result<String> {
@@ -329,6 +342,15 @@ fn left_out(of: &[(&str, &Samples)]) -> String {
         String::new()
     } else {
         format!("\nRuns that failed and count for nothing: {}.\n", told.join("; "))
+    }
+}
+
+/// Programs that did not start.
+fn not_there(absent: &[&str]) -> String {
+    if absent.is_empty() {
+        String::new()
+    } else {
+        format!("\nDid not start, and are not in the table: {}.\n", absent.join(", "))
     }
 }
 
@@ -415,6 +437,10 @@ mod tests {
         assert_eq!(taken.attempt(Metric::Small, Err::<u8, _>(anyhow::anyhow!("no answer"))), None);
         assert_eq!(taken.told(Metric::Small), 40.0);
         assert!(left_out(&[(OURS, &taken)]).contains("isthmus-wg, UDP 64, 1000/s: 1."));
+        assert_eq!(not_there(&[]), "");
+        assert!(
+            not_there(&["gotatun", "boringtun-cli"]).contains("not in the table: gotatun, boringtun-cli.")
+        );
     }
 
     #[test]

@@ -121,6 +121,31 @@ fn every_size_passes(lab: &Lab, others: &[Program]) {
 }
 
 #[test]
+fn jumbo_frames_pass() {
+    let Some(lab) = Lab::new("wg-others-4") else { return };
+    for (name, [east, west]) in pairs(&lab, OUTSIDE, "") {
+        // Its packet buffers have 4,096 bytes.
+        if name.contains("gotatun") {
+            continue;
+        }
+        for side in [&east, &west] {
+            side.host.sh(&format!("ip link set wire mtu 9000; ip link set {} mtu 8920", side.name));
+        }
+        east.reaches("10.8.0.2");
+        for (side, target, header) in [(&east, "10.8.0.2", 28), (&west, "fd08::1", 48)] {
+            let size = 8920 - header;
+            // boringtun-cli takes a moment to see that the device's MTU is another one.
+            within(PATIENCE, || {
+                let printed = side.ping(target, &format!("-c 1 -W 1 -M do -s {size}"));
+                if lost(&printed) { Err(format!("{name}: {printed}")) } else { Ok(()) }
+            });
+            let printed = side.ping(target, &format!("-c 5 -l 5 -i 2 -W 5 -M do -s {size}"));
+            assert!(!lost(&printed), "{name}: {printed}");
+        }
+    }
+}
+
+#[test]
 fn keepalives_and_moves_are_understood() {
     let Some(lab) = Lab::new("wg-others-2") else { return };
     keepalives_and_moves(&lab, others());
