@@ -6,6 +6,7 @@ mod egress;
 mod failover;
 mod ipam;
 mod keys;
+mod own_addresses;
 mod peering;
 mod plugins;
 mod pods;
