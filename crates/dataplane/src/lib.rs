@@ -30,6 +30,7 @@ use std::str::FromStr;
 
 use isthmus_model::ownership::LANES_MAX;
 
+pub use isthmus_packet_io::Wiping;
 pub use keys::KeyError;
 
 /// Where the process finds what it needs.
@@ -47,9 +48,10 @@ pub struct Options {
 
 /// How many lanes a gateway has where the data plane process encrypts: threads that encrypt beside one another, each with a key, a port and
 /// tunnels of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LaneChoice {
     /// One for each core that the process may use.
+    #[default]
     Cores,
     /// So many.
     Exactly(u8),
@@ -65,12 +67,6 @@ impl LaneChoice {
             }
             Self::Exactly(count) => count.clamp(1, LANES_MAX),
         }
-    }
-}
-
-impl Default for LaneChoice {
-    fn default() -> Self {
-        Self::Exactly(1)
     }
 }
 

@@ -4,9 +4,13 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use isthmus_dataplane::{LaneChoice, Options, WireGuardChoice};
+use isthmus_dataplane::{LaneChoice, Options, Wiping, WireGuardChoice};
 use isthmus_model::ownership::{DATAPLANE_SOCKET, STATE_DIR};
 use isthmus_node_agent::logs;
+
+/// `boringtun` and `ring` keep keys of sessions, and a pre-shared key, that they do not wipe.
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping::new();
 
 /// Tunnels and probes of a node. The agent configures it through the socket.
 #[derive(Parser)]
@@ -23,7 +27,7 @@ struct Arguments {
     wireguard: WireGuardChoice,
     /// How many lanes a gateway has where this process encrypts: threads that encrypt beside one another, each with a UDP port (51820, then
     /// from 51822 on) and tunnels of its own. A number from 1 to 8, or `cores`.
-    #[arg(long, env = "ISTHMUS_LANES", default_value = "1")]
+    #[arg(long, env = "ISTHMUS_LANES", default_value = "cores")]
     lanes: LaneChoice,
     /// What is logged: a level, or levels by module.
     #[arg(long, env = "ISTHMUS_LOG", default_value = "info")]

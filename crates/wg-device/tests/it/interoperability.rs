@@ -123,7 +123,7 @@ fn every_size_passes(lab: &Lab, others: &[Program]) {
 #[test]
 fn jumbo_frames_pass() {
     let Some(lab) = Lab::new("wg-others-4") else { return };
-    for (name, [east, west]) in pairs(&lab, OUTSIDE, "") {
+    for (name, [east, west]) in pairs(&lab, others(), OUTSIDE, "") {
         // Its packet buffers have 4,096 bytes.
         if name.contains("gotatun") {
             continue;
