@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
 use crate::args::{Cni, CniCommand, CniNetwork, Output};
+use crate::out::{put, say};
 use crate::scaffold;
 use isthmus_cni_conformance::{self as conformance, Verdict};
 
@@ -50,7 +51,7 @@ pub(crate) fn run(cni: &Cni) -> Result<u8> {
         CniCommand::Version { plugin } => print(&version(&programs, plugin)?)?,
         CniCommand::Conformance { config, output } => return conformance(programs, config, *output),
         CniCommand::New { name, dir, kit } => {
-            print!("{}", scaffold::write(name, dir.as_deref(), kit.as_deref())?)
+            put!("{}", scaffold::write(name, dir.as_deref(), kit.as_deref())?)
         }
         CniCommand::Explain { of, call } => print(&explain(cni, of, call, path)?)?,
     }
@@ -58,7 +59,7 @@ pub(crate) fn run(cni: &Cni) -> Result<u8> {
 }
 
 fn print(json: &Value) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(json)?);
+    say!("{}", serde_json::to_string_pretty(json)?);
     Ok(())
 }
 
@@ -109,8 +110,8 @@ fn conformance(programs: Programs, config: &std::path::Path, output: Output) -> 
     let rows = conformance::run(programs, first)?;
     let failed = rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))).count();
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Output::Yaml => print!("{}", crate::yaml::print(&rows)?),
+        Output::Json => say!("{}", serde_json::to_string_pretty(&rows)?),
+        Output::Yaml => put!("{}", crate::yaml::print(&rows)?),
         Output::Table => {
             for row in &rows {
                 let (mark, why) = match &row.verdict {
@@ -118,12 +119,12 @@ fn conformance(programs: Programs, config: &std::path::Path, output: Output) -> 
                     Verdict::Failed(why) => ("FAILED ", why.as_str()),
                     Verdict::Skipped(why) => ("skipped", why.as_str()),
                 };
-                println!("{mark}  {} (section {})", row.check, row.clause);
+                say!("{mark}  {} (section {})", row.check, row.clause);
                 if !why.is_empty() {
-                    println!("         {}", why.replace('\n', " "));
+                    say!("         {}", why.replace('\n', " "));
                 }
             }
-            println!("{} checks, {failed} failed", rows.len());
+            say!("{} checks, {failed} failed", rows.len());
         }
     }
     Ok(if failed == 0 { crate::OK } else { crate::NOT_READY })

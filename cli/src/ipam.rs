@@ -14,6 +14,7 @@ use kube::{Client, ResourceExt};
 use serde::Serialize;
 
 use crate::args::Output;
+use crate::out::{put, say};
 use crate::{failure, status, table, yaml};
 use check::{Attachment, BlockSeen, Facts, Finding, PodSeen, check, confirmed};
 
@@ -62,9 +63,9 @@ pub(crate) async fn run(client: Client, output: Output, fix: bool) -> Result<u8>
     let held = facts.nodes.values().flatten().flat_map(|node| &node.held).map(|held| held.addresses.len());
     let report = Report { nodes: facts.nodes.len(), held: held.sum(), findings, fixes };
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Yaml => print!("{}", yaml::print(&report)?),
-        Output::Table => print!("{}", text(&report)),
+        Output::Json => say!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Yaml => put!("{}", yaml::print(&report)?),
+        Output::Table => put!("{}", text(&report)),
     }
     Ok(if report.findings.len() == freed { crate::OK } else { crate::NOT_READY })
 }

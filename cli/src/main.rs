@@ -7,6 +7,7 @@ mod connect;
 mod failure;
 mod ipam;
 mod node;
+mod out;
 mod peer;
 mod report;
 mod scaffold;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use args::{Cli, Command, IpamCommand, NodeCommand, PeerCommand};
+use out::{put, say};
 
 /// Everything is as it shall be.
 const OK: u8 = 0;
@@ -64,9 +66,11 @@ fn called_as(wanted: &str) -> bool {
 
 async fn run(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
-        Command::Version => println!("isthmus {}", env!("CARGO_PKG_VERSION")),
+        Command::Version => say!("isthmus {}", env!("CARGO_PKG_VERSION")),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "isthmus", &mut std::io::stdout());
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "isthmus", &mut text);
+            put!("{}", String::from_utf8_lossy(&text));
         }
         Command::Cni(cni) => {
             return cni::run(&cni).or_else(|error| {

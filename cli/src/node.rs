@@ -12,6 +12,7 @@ use kube::runtime::wait::await_condition;
 use serde_json::json;
 
 use crate::failure;
+use crate::out::say;
 
 /// How long the node's agent may take to follow.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(120);
@@ -41,7 +42,7 @@ pub(crate) async fn rotate_key(client: Client, node: &NodeName) -> Result<u8> {
         return Ok(crate::NOT_READY);
     };
     let after = answer?.and_then(|network| network.status).and_then(|status| status.public_key);
-    println!("{node}: {} -> {}", before.as_deref().unwrap_or("-"), after.as_deref().unwrap_or("-"));
+    say!("{node}: {} -> {}", before.as_deref().unwrap_or("-"), after.as_deref().unwrap_or("-"));
     Ok(crate::OK)
 }
 

@@ -16,6 +16,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use crate::args::{Invite, Manifest, Output};
+use crate::out::{put, say};
 use crate::report::condition;
 use crate::{failure, table, yaml};
 
@@ -60,7 +61,7 @@ pub(crate) async fn invite(client: Client, wanted: &Invite) -> Result<u8> {
     let secret = status
         .manifest_secret
         .context("the invitation is ready but names no manifest Secret; update the operator")?;
-    print!("{}", rendered(&manifest(client, &secret).await?, wanted.output)?);
+    put!("{}", rendered(&manifest(client, &secret).await?, wanted.output)?);
     hint(wanted, status.expires_at.as_deref());
     Ok(crate::OK)
 }
@@ -178,9 +179,9 @@ pub(crate) async fn list(client: Client, output: Output) -> Result<()> {
     let invitations = invitations.map_err(|error| failure::explain(error, "list the invitations"))?.items;
     let objects = json!({ "apiVersion": "v1", "kind": "List", "items": peerings.iter().map(|p| json!(p)).chain(invitations.iter().map(|i| json!(i))).collect::<Vec<_>>() });
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&objects)?),
-        Output::Yaml => print!("{}", yaml::print(&objects)?),
-        Output::Table => print!("{}", listing(&peerings, &invitations)),
+        Output::Json => say!("{}", serde_json::to_string_pretty(&objects)?),
+        Output::Yaml => put!("{}", yaml::print(&objects)?),
+        Output::Table => put!("{}", listing(&peerings, &invitations)),
     }
     Ok(())
 }
@@ -241,7 +242,7 @@ pub(crate) async fn delete(client: Client, name: &PeerName) -> Result<()> {
     if removed.is_empty() {
         bail!("there is no peering or invitation {name}; `isthmus peer list` shows what there is");
     }
-    println!("{} {name} deleted", removed.join(" and "));
+    say!("{} {name} deleted", removed.join(" and "));
     eprintln!("The other cluster keeps its own ClusterPeering; delete it there as well.");
     Ok(())
 }

@@ -12,6 +12,7 @@ use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 
 use crate::args::Output;
+use crate::out::{put, say};
 use crate::report::{Facts, Report};
 use crate::{failure, yaml};
 
@@ -19,9 +20,9 @@ use crate::{failure, yaml};
 pub(crate) async fn run(client: Client, context: String, output: Output) -> Result<u8> {
     let report = Report::of(&facts(client, context).await?, jiff::Timestamp::now());
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Yaml => print!("{}", yaml::print(&report)?),
-        Output::Table => print!("{}", report.text()),
+        Output::Json => say!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Yaml => put!("{}", yaml::print(&report)?),
+        Output::Table => put!("{}", report.text()),
     }
     Ok(if report.problems.is_empty() { crate::OK } else { crate::NOT_READY })
 }
