@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let wireguard =
         arguments.next().map_or(Ok(isthmus_dataplane::WireGuardChoice::Userspace), |w| w.parse())?;
     let lanes =
-        arguments.next().map_or(Ok(isthmus_dataplane::LaneChoice::default()), |lanes| lanes.parse())?;
+        arguments.next().map_or(Ok(isthmus_dataplane::LaneChoice::Exactly(1)), |lanes| lanes.parse())?;
     let (socket, state_dir) = (PathBuf::from(socket), PathBuf::from(state_dir));
     Ok(isthmus_dataplane::run(&isthmus_dataplane::Options { socket, state_dir, wireguard, lanes })?)
 }

@@ -148,7 +148,8 @@ fn carries_on_every_tunnel(agents: &mut Agents<'_>, tunnels: usize) {
     };
     let before = bytes(&agents.pair().east.state());
     for ends in [EAST_TO_WEST, SIX] {
-        all_flows(&agents.pair().east, ends, "-c 20 -i 0.01 -s 1000");
+        // At once: after its last one, ping(8) waits for the interval only.
+        all_flows(&agents.pair().east, ends, "-c 20 -l 20 -i 2 -s 1000");
     }
     // Of 96 flows of 20 packets; probes come to some 5 KB a second.
     let enough =
