@@ -37,7 +37,7 @@ const STARTED: &[(&[&str], &str, &str)] = &[
 ];
 /// The machine says this with the exit code of the tests.
 const VERDICT: &str = "vm: ended ";
-/// Boot and tests take 35 s on an idle machine of two cores.
+/// Some tests wait until keys of WireGuard are replaced, which is after two minutes; the rest took 35 s on an idle machine of two cores.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Boots the machine, shows what it says, and fails if a test does.
