@@ -17,7 +17,7 @@ const CLUSTERS: [&str; 2] = ["east", "west"];
 /// Pod CIDRs of west that east grants (tests/kind/topologies/duo.yaml).
 const WEST_CIDRS: &str = "10.2.0.0/16,fd00:10:2::/56";
 /// How long the peering may take to be ready, and the service to answer.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Sets everything up with programs of a cargo profile, and shows it; with `only_set_up` it ends before the showing. The lab stays up.
 ///
