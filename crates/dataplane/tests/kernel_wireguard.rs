@@ -6,10 +6,13 @@
 #[allow(dead_code, unreachable_pub)]
 mod lab;
 
+use std::collections::BTreeSet;
+
 use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, Request, Tunnel, WireGuardMode};
 use isthmus_model::ids::LinkName;
-use lab::agents::{rotates, survives_in_each_phase};
+use lab::agents::{Agents, rotates, survives_in_each_phase};
 use lab::crash::{another_than, gaps_of_a_crash};
+use lab::flows::{both_ways, carries_on_every_tunnel, many_addresses, settled};
 use lab::pinger::{a_while, nothing_is_lost, pings, replace_worker};
 use lab::{Pair, TUNNEL, ping_loss, tunnel, with_kernel};
 
@@ -174,5 +177,42 @@ fn where_the_kernel_encrypts_a_worker_is_replaced_and_killed_and_nothing_is_lost
         pair.east.connect(false);
         let state = pair.east.until("the probe is up", |state| state.probes["tunnel"].up);
         assert_eq!(state.mode, WireGuardMode::Kernel, "with {peer} as its peer");
+    }
+}
+
+#[test]
+fn lanes_here_have_a_device_each_of_the_kernel_there_and_carry_flows_both_ways() {
+    let Some(mut pair) = with_kernel("lanes to kernel", ["userspace 3", "kernel"]) else { return };
+    many_addresses(&pair);
+    let mut agents = Agents::new(&mut pair);
+    carries_on_every_tunnel(&mut agents, 3);
+    let west = agents.pair().west.state();
+    assert_eq!((west.mode, west.lanes.len()), (WireGuardMode::Kernel, 1));
+    let ports: BTreeSet<_> = west.tunnels.values().filter_map(|tunnel| tunnel.listen_port).collect();
+    assert_eq!(ports.len(), 3, "each device has a port of its own: {west:#?}");
+}
+
+#[test]
+fn a_worker_with_lanes_is_replaced_with_the_kernel_as_its_peer_and_nothing_is_lost() {
+    let Some(mut pair) = with_kernel("lanes to kernel, replaced", ["userspace 2", "kernel"]) else { return };
+    many_addresses(&pair);
+    let mut agents = Agents::new(&mut pair);
+    settled(&mut agents, 2);
+    let pings = both_ways(&mut agents);
+    replace_worker(&agents.pair().east, 2);
+    lab::flows::nothing_is_lost(&mut agents, pings);
+}
+
+#[test]
+fn a_key_rotates_in_every_lane_towards_the_kernel_without_a_packet_lost() {
+    if let Some(mut pair) = with_kernel("lanes to kernel, rotation", ["userspace 2", "kernel"]) {
+        rotates(&mut pair, 2);
+    }
+}
+
+#[test]
+fn a_key_of_the_kernel_rotates_towards_lanes_without_a_packet_lost() {
+    if let Some(mut pair) = with_kernel("kernel to lanes, rotation", ["kernel", "userspace 2"]) {
+        rotates(&mut pair, 2);
     }
 }

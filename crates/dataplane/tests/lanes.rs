@@ -5,20 +5,17 @@
 #[allow(dead_code, unreachable_pub)]
 mod lab;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use isthmus_model::dataplane::DataplaneState;
-use isthmus_model::ids::LinkName;
 use lab::agents::{Agents, all_up, rotates, survives_in_each_phase};
-use lab::pinger::{Pinger, a_while, pinger, replace_worker, say};
-use lab::{FLOWS, Side, with_lanes, with_so_many, within};
+use lab::flows::{
+    EAST_TO_WEST, all_flows, both_ways, carries_on_every_tunnel, nothing_is_lost, one_for_each_device,
+    settled,
+};
+use lab::pinger::{a_while, replace_worker, say};
+use lab::{Side, with_lanes, with_so_many, within};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How addresses begin: those of the side that pings, and those that it pings. None is one that a single tunnel leads to.
-const EAST_TO_WEST: [&str; 2] = ["10.1.0.", "10.2.0."];
-const WEST_TO_EAST: [&str; 2] = ["10.2.0.", "10.1.0."];
-const SIX: [&str; 2] = ["fd01::", "fd02::"];
 
 #[test]
 fn each_lane_of_two_has_a_tunnel_and_a_port_and_carries_flows_both_ways() {
@@ -121,98 +118,6 @@ fn a_key_rotates_in_every_lane_without_a_packet_lost() {
 fn a_rotation_with_lanes_survives_the_process_in_each_of_its_phases() {
     if let Some(mut pair) = with_lanes("lanes, rotation, killed", [2, 1]) {
         survives_in_each_phase(&mut pair);
-    }
-}
-
-/// All tunnels are up and their sizes known, on both sides; east's state.
-fn settled(agents: &mut Agents<'_>, tunnels: usize) -> DataplaneState {
-    let known = |state: &DataplaneState| {
-        all_up(state, tunnels) && state.probes.values().all(|probe| probe.path_mtu.is_some())
-    };
-    let [east, _] =
-        agents.until("every tunnel is up and its size known", |east, west| known(east) && known(west));
-    let pair = agents.pair();
-    for side in [&pair.east, &pair.west] {
-        // A device holds five hundred packets: a machine that is busy with other things would lose some without us.
-        side.run("for d in $(ip -o link | grep -o 'iw-[0-9a-f]*'); do ip link set $d txqueuelen 20000; done");
-    }
-    east
-}
-
-/// Flows to many addresses: each tunnel carries some, there and back.
-fn carries_on_every_tunnel(agents: &mut Agents<'_>, tunnels: usize) {
-    settled(agents, tunnels);
-    let bytes = |state: &DataplaneState| -> BTreeMap<LinkName, (u64, u64)> {
-        let counted = state.tunnels.iter();
-        counted.map(|(name, tunnel)| (name.clone(), (tunnel.sent_bytes, tunnel.received_bytes))).collect()
-    };
-    let before = bytes(&agents.pair().east.state());
-    for ends in [EAST_TO_WEST, SIX] {
-        // At once: after its last one, ping(8) waits for the interval only.
-        all_flows(&agents.pair().east, ends, "-c 20 -l 20 -i 2 -s 1000");
-    }
-    // Of 96 flows of 20 packets; probes come to some 5 KB a second.
-    let enough =
-        |before: &(u64, u64), now: &(u64, u64)| now.0 > before.0 + 200_000 && now.1 > before.1 + 200_000;
-    agents.pair().east.until("every tunnel has carried flows both ways", |state| {
-        let now = bytes(state);
-        now.len() == tunnels && before.iter().all(|(name, before)| enough(before, &now[name]))
-    });
-}
-
-/// Pings between all addresses that begin so, at once. All are answered.
-fn all_flows(side: &Side, [from, to]: [&str; 2], how: &str) {
-    let ping = format!("ping -q {how} -W 10 -I {from}$n {to}$n");
-    let printed = side.run(&format!("for n in $(seq 1 {FLOWS}); do {ping} & done; wait"));
-    let whole = printed.matches(" 0% packet loss").count();
-    assert_eq!(whole, usize::from(FLOWS), "{printed}\n{}", side.log());
-}
-
-/// A thousand pings a second by each tunnel of the side.
-fn one_for_each_device(side: &Side, [from, to]: [&str; 2]) -> BTreeMap<String, Pinger> {
-    let all = sent_by(side).len();
-    let mut chosen = BTreeMap::new();
-    for number in 1..=FLOWS {
-        let before = sent_by(side);
-        side.run(&format!("ping -q -c 20 -i 0.002 -s 1000 -W 10 -I {from}{number} {to}{number}"));
-        let grown = sent_by(side).into_iter().map(|(device, bytes)| (bytes - before[&device], device));
-        let (bytes, device) = grown.max().expect("a device");
-        assert!(bytes >= 20_000, "no device has sent 20 pings to {to}{number}");
-        chosen.entry(device).or_insert(number);
-        if chosen.len() == all {
-            break;
-        }
-    }
-    assert_eq!(chosen.len(), all, "some device has no flow of {FLOWS}: {chosen:?}");
-    chosen
-        .into_iter()
-        .map(|(device, number)| (device, pinger(side, &format!("-I {from}{number} {to}{number}"))))
-        .collect()
-}
-
-/// Bytes that each tunnel device was given to send.
-fn sent_by(side: &Side) -> BTreeMap<String, u64> {
-    let device = |line: &str| {
-        let (name, counters) = line.trim().split_once(':')?;
-        let sent = counters.split_whitespace().nth(8)?.parse().ok()?;
-        name.starts_with("iw-").then(|| (name.to_owned(), sent))
-    };
-    side.run("cat /proc/net/dev").lines().filter_map(device).collect()
-}
-
-fn both_ways(agents: &mut Agents<'_>) -> Vec<(String, Pinger)> {
-    let pair = agents.pair();
-    let there = one_for_each_device(&pair.east, EAST_TO_WEST).into_iter();
-    let back = one_for_each_device(&pair.west, WEST_TO_EAST).into_iter();
-    let named = there.map(|(device, pings)| (format!("from east by {device}"), pings));
-    named.chain(back.map(|(device, pings)| (format!("from west by {device}"), pings))).collect()
-}
-
-fn nothing_is_lost(agents: &mut Agents<'_>, pings: Vec<(String, Pinger)>) {
-    for (what, pings) in pings {
-        let pinged = pings.stop();
-        say(&what, &pinged);
-        assert_eq!(pinged.lost, 0, "{what}: {pinged:?}\n{}", agents.pair().east.log());
     }
 }
 

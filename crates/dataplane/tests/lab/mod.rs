@@ -3,6 +3,7 @@
 
 pub mod agents;
 pub mod crash;
+pub mod flows;
 pub mod pinger;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,6 @@ use isthmus_model::ids::LinkName;
 use isthmus_model::ownership::{PROBE_PORT, WIREGUARD_PORT};
 
 pub const TUNNEL: &str = "iw-0123456789ab";
-/// Addresses of each side that have no tunnel of their own: pings to them spread over all.
-pub const FLOWS: u8 = 48;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Two gateways that are joined and configured.
@@ -62,12 +61,7 @@ pub fn with_lanes(test: &str, lanes: [u8; 2]) -> Option<Pair> {
         return None;
     }
     let pair = Pair::new(lanes.map(with_so_many));
-    for (side, number) in [(&pair.east, 1), (&pair.west, 2)] {
-        side.run(&format!(
-            "for n in $(seq 1 {FLOWS}); do ip addr add 10.{number}.0.$n/32 dev lo; ip addr add fd0{number}::$n/128 dev lo; done; \
-             echo 1 > /proc/sys/net/ipv4/fib_multipath_hash_policy; echo 1 > /proc/sys/net/ipv6/fib_multipath_hash_policy"
-        ));
-    }
+    flows::many_addresses(&pair);
     Some(pair)
 }
 
