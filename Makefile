@@ -52,8 +52,8 @@ test: deps ## Everything: unit, namespaces, API server, two clusters (as root); 
 test-fast: ## What needs neither root nor Go
 	@$(XTASK) test --fast
 
-test-vm: ## The kernel's WireGuard and rare kinds of links, in a virtual machine (needs qemu-system-x86; fetches a kernel once)
-	@$(XTASK) vm-test
+test-vm: ## The kernel's WireGuard and rare kinds of links, in a virtual machine (ONLY=part_of_a_name; needs qemu-system-x86, fetches a kernel once)
+	@$(XTASK) vm-test "$(ONLY)"
 
 kill-points: ## Kill the agent at every system call of ADD and DEL, 10,000 times (as root; minutes)
 	$(CARGO) test -p isthmus-netns-tests --test main -- --ignored --nocapture every_system_call

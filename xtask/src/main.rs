@@ -63,7 +63,11 @@ enum Command {
         profile: String,
     },
     /// Tests that want a kernel with WireGuard, in a virtual machine
-    VmTest,
+    VmTest {
+        /// Part of the names of the tests that run; all, if it is not given
+        #[arg(default_value = "")]
+        only: String,
+    },
     /// Look for inputs that break a fuzz target
     Fuzz {
         /// The target: a folder of fuzz/corpus
@@ -149,7 +153,7 @@ fn run() -> Result<()> {
             conformance::run(&places, &conformance::Choice { cluster, processes, focus, profile })
         }
         Command::Test { fast } => suite::run(!fast),
-        Command::VmTest => vm::test(&places),
+        Command::VmTest { only } => vm::test(&places, &only),
         Command::Fuzz { target, seconds } => fuzz::run(&places, &target, seconds),
         Command::LabDaemon { config } => lab::daemon::become_daemon(&config).map(drop),
         Command::Lab(command) => run_lab(&places, command),

@@ -35,22 +35,31 @@ const STARTED: &[(&[&str], &str, &str)] = &[
     ),
     (&["--package", "isthmus-wg-device", "--bin", "isthmus-wg"], "isthmus-wg", "t/deps/isthmus-wg"),
 ];
+/// The Go project's plugins that ours are compared with there, and the folder that they go to.
+const GO_PLUGINS: (&[&str], &str) =
+    (&["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"], "t/deps/go");
 /// The machine says this with the exit code of the tests.
 const VERDICT: &str = "vm: ended ";
 /// Some tests wait until keys of WireGuard are replaced, which is after two minutes; the rest took 35 s on an idle machine of two cores.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// Boots the machine, shows what it says, and fails if a test does.
-pub fn test(places: &Places) -> Result<()> {
+/// Boots the machine, shows what it says, and fails if a test does. `only` is a part of the names of the tests that run; empty for all.
+pub fn test(places: &Places, only: &str) -> Result<()> {
+    if !only.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric()) {
+        bail!("{only:?} is no part of the name of a test: letters, digits and _");
+    }
     if !Path::new("/usr/bin").join(QEMU).exists() {
         bail!("{QEMU} is missing: apt-get install --no-install-recommends qemu-system-x86");
     }
-    let programs = step("building the tests", || build_programs(places))?;
+    let mut programs = step("building the tests", || build_programs(places))?;
+    let go = crate::tools::CNI.build(places)?;
+    let (names, to) = GO_PLUGINS;
+    programs.extend(names.iter().map(|name| (go.join(name), format!("{to}/{name}"))));
     let kernel = kernel(places)?;
     let folder = tempfile::tempdir().context("no place for the machine's file system")?;
     let image = folder.path().join("initramfs");
     initramfs::write(&image, &kernel, &programs)?;
-    let mut machine = boot(&kernel.join("vmlinuz"), &image)?;
+    let mut machine = boot(&kernel.join("vmlinuz"), &image, only)?;
     let verdict = watch(&mut machine);
     // It has switched itself off, or it hangs: either way it is of no more use.
     let _ = machine.kill();
@@ -62,19 +71,19 @@ pub fn test(places: &Places) -> Result<()> {
 }
 
 /// Test programs and what they start, each with its place in the machine.
-fn build_programs(places: &Places) -> Result<Vec<(PathBuf, &'static str)>> {
+fn build_programs(places: &Places) -> Result<Vec<(PathBuf, String)>> {
     let mut programs = Vec::new();
     let mut debug = None;
     for (package, target, to) in TESTS {
         let test = build_test(places, package, target)?;
         debug = test.parent().and_then(Path::parent).map(Path::to_path_buf);
-        programs.push((test, *to));
+        programs.push((test, (*to).to_owned()));
     }
     let debug = debug.context("a test lies in target/debug/deps")?;
     for (what, name, to) in STARTED {
         let mut build = command(env!("CARGO"), std::iter::once("build").chain(what.iter().copied()));
         output(build.current_dir(&places.repo))?;
-        programs.push((debug.join(name), *to));
+        programs.push((debug.join(name), (*to).to_owned()));
     }
     Ok(programs)
 }
@@ -120,11 +129,12 @@ fn only_file_named(folder: &Path, prefix: &str) -> Result<PathBuf> {
     entries.find(named).with_context(|| format!("nothing named {prefix}* in {}", folder.display()))
 }
 
-fn boot(kernel: &Path, image: &Path) -> Result<Child> {
+fn boot(kernel: &Path, image: &Path, only: &str) -> Result<Child> {
     let fixed = ["-M", "q35", "-m", "512", "-smp", "2", "-nic", "none", "-nographic", "-no-reboot"];
     let mut qemu = Command::new(QEMU);
     qemu.args(fixed).arg("-kernel").arg(kernel).arg("-initrd").arg(image);
-    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    // What the kernel does not know it hands to init, as a variable.
+    qemu.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet only={only}"));
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {QEMU}"))
 }
 

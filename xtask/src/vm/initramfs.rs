@@ -29,10 +29,10 @@ const PROGRAMS: &[(&str, &str)] = &[
 const FOLDERS: &[&str] = &["dev", "proc", "run", "sys", "tmp", "etc"];
 
 /// Writes it. `kernel` holds `modules/<version>`, `programs` the tests and what they start.
-pub(super) fn write(out: &Path, kernel: &Path, programs: &[(PathBuf, &str)]) -> Result<()> {
+pub(super) fn write(out: &Path, kernel: &Path, programs: &[(PathBuf, String)]) -> Result<()> {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     files.insert("init".into(), INIT.to_vec());
-    let ours = programs.iter().map(|(from, to)| (from.as_path(), *to));
+    let ours = programs.iter().map(|(from, to)| (from.as_path(), to.as_str()));
     let theirs = PROGRAMS.iter().map(|(from, to)| (Path::new(from), *to));
     for (from, to) in ours.chain(theirs) {
         let content = fs::read(from).with_context(|| {

@@ -7,6 +7,7 @@ use isthmus_testkit::within;
 use serde_json::{Value, json};
 
 use crate::node::{Node, PATIENCE, Pod, with};
+use crate::same_as_go::{same, same_chained};
 
 fn config(node: &Node, plugin: &str, more: &Value) -> Value {
     let base = json!({
@@ -225,4 +226,34 @@ fn vrf_gives_an_interface_a_routing_domain_and_keeps_its_addresses_and_routes() 
     node.del(&this, &config);
     node.del(&this, &config);
     assert!(!pod.sh("ip -o link").contains("blue"));
+}
+
+/// Whether the kernel here has what the plugin needs; none where the test cannot run.
+fn kernel_has(plugin: &'static str, more: &Value) -> Option<()> {
+    let node = Node::new(plugin)?;
+    node.host.sh("ip link add up0 type veth peer name up1");
+    has(&node, &config(&node, plugin, more)).then_some(())
+}
+
+#[test]
+fn links_of_each_kind_print_what_the_go_plugins_print() {
+    let prepare = "ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up";
+    let kinds = [
+        ("ipvlan", json!({ "master": "up0", "mode": "l2", "mtu": 1400 })),
+        ("vlan", json!({ "master": "up0", "vlanId": 7 })),
+        ("dummy", json!({})),
+    ];
+    for (kind, more) in kinds {
+        if kernel_has(kind, &more).is_some() {
+            same(kind, prepare, |node| config(node, kind, &more), "");
+        }
+    }
+}
+
+#[test]
+fn vrf_prints_what_the_go_plugin_prints() {
+    let own = json!({ "vrfname": "blue" });
+    if kernel_has("vrf", &own).is_some() {
+        same_chained(&with(&json!({ "type": "vrf" }), &own));
+    }
 }

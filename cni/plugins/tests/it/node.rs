@@ -21,9 +21,13 @@ pub(crate) fn program() -> PathBuf {
     if built.exists() { built } else { beside() }
 }
 
-/// The Go project's programs, built once.
+/// The Go project's programs, built once. In the virtual machine they lie beside the tests.
 pub(crate) fn go_programs() -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let beside = std::env::current_exe().expect("a path").with_file_name("go");
+        if beside.is_dir() {
+            return beside;
+        }
         let places = xtask::places::Places::find().expect("the repository");
         xtask::tools::CNI.build(&places).expect("the Go project's programs: make deps")
     });

@@ -43,7 +43,7 @@ fn result_of(node: &Node, config: &Value, args: &str) -> Value {
 }
 
 /// Adds and deletes with both, in each version.
-fn same(name: &'static str, prepare: &str, config: impl Fn(&Node) -> Value, args: &str) {
+pub(crate) fn same(name: &'static str, prepare: &str, config: impl Fn(&Node) -> Value, args: &str) {
     let (Some(ours), Some(go)) = (Node::new(name), Node::with_go(name)) else { return };
     for node in [&ours, &go] {
         node.host.sh(prepare);
@@ -124,8 +124,9 @@ fn chained(node: &Node, version: Version, config: &Value) -> Result<Value, Strin
     printed.map(|result| normalised(&result)).map_err(|error| error.to_string())
 }
 
+/// Adds behind `bridge` and deletes with both, in each version.
 #[track_caller]
-fn same_chained(config: &Value) {
+pub(crate) fn same_chained(config: &Value) {
     let name = "chained";
     let (Some(ours), Some(go)) = (Node::new(name), Node::with_go(name)) else { return };
     for version in Version::ALL {
