@@ -4,14 +4,14 @@
 use std::env;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::exit;
 
 use isthmus_cni::plugin;
 use isthmus_cni::wire::{MAX_FRAME_BYTES, ROLE, ROLE_IPAM, Request};
 
 const SOCKET: &str = "/run/isthmus/cni.sock";
 
-fn main() -> ExitCode {
+fn main() {
     let mut stdin = Vec::new();
     // Half a frame is more than any configuration needs; without a limit a runtime's mistake would fill the memory.
     if let Err(error) = io::stdin().take(MAX_FRAME_BYTES as u64 / 2).read_to_end(&mut stdin) {
@@ -28,8 +28,6 @@ fn main() -> ExitCode {
     let socket = env::var_os("ISTHMUS_CNI_SOCKET").map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
     let print = |stdout: &[u8]| io::stdout().write_all(stdout).and_then(|()| io::stdout().flush());
     let (outcome, printed) = plugin::run_and(&request, &socket, print);
-    match printed {
-        Ok(()) => ExitCode::from(outcome.exit_code),
-        Err(_) => ExitCode::FAILURE,
-    }
+    // Not by way of `main`'s end, which would give memory back piece by piece.
+    exit(if printed.is_ok() { outcome.exit_code.into() } else { 1 })
 }

@@ -13,7 +13,7 @@ use isthmus_model::dataplane::{DataplaneConfig, DataplaneState, Report, Tunnel};
 use isthmus_model::ids::{LinkName, NodeName};
 use isthmus_model::kernel::Desired;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinHandle, spawn_blocking, yield_now};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::addresses::Attachment;
@@ -78,7 +78,7 @@ pub struct Engine {
     /// What the intent does without; none before the objects were read once.
     problems: Option<Vec<Problem>>,
     facts: NodeFacts,
-    desired: Option<Desired>,
+    desired: Option<Arc<Desired>>,
     configured: Option<DataplaneConfig>,
     /// When the tunnels go that are not wanted any more.
     leave_at: Option<Instant>,
@@ -170,9 +170,14 @@ impl Engine {
                 self.converge_at = Instant::now();
             }
             let outcome = self.step().await;
-            for advance in waiting {
-                let _ = advance.done.send(outcome.clone());
+            if !waiting.is_empty() {
+                for advance in waiting {
+                    let _ = advance.done.send(outcome.clone());
+                }
+                // Pods come first: the calls go on before what was done is told.
+                yield_now().await;
             }
+            self.tell();
         }
     }
 
@@ -224,7 +229,7 @@ impl Engine {
         Ok(())
     }
 
-    /// One turn: intent, facts, desired, kernel, data plane, report.
+    /// One turn: intent, facts, desired, kernel, data plane.
     async fn step(&mut self) -> Result<Failures, String> {
         let outcome = self.advance_or_converge().await;
         if outcome.is_err() {
@@ -233,10 +238,14 @@ impl Engine {
         self.wiring.node.metrics.add("turns_total", 1.0);
         let ready = outcome.as_ref().err().cloned();
         self.wiring.node.set_blocked(ready);
+        outcome
+    }
+
+    /// What became of a turn: metrics and the report.
+    fn tell(&self) {
         let readiness = self.wiring.node.readiness();
         self.wiring.node.metrics.set_readiness(readiness.clone());
         self.publish_report(readiness);
-        outcome
     }
 
     async fn advance_or_converge(&mut self) -> Result<Failures, String> {
@@ -266,7 +275,7 @@ impl Engine {
         self.take_in_objects(sync);
         self.facts.pods = self.wiring.node.ledger().pod_facts();
         self.facts.chained = self.wiring.node.chained().facts();
-        let desired = compile(&self.intent, &self.facts);
+        let desired = Arc::new(compile(&self.intent, &self.facts));
         // First, since the kernel's entries for tunnels need the devices that the data plane process makes.
         self.configure(&desired.dataplane, Instant::now());
         if due || self.desired.as_ref() != Some(&desired) {
@@ -322,12 +331,12 @@ impl Engine {
         Ok(None)
     }
 
-    async fn apply(&mut self, desired: &Desired, sync: Option<InSync>, full: bool) {
+    async fn apply(&mut self, desired: &Arc<Desired>, sync: Option<InSync>, full: bool) {
         let Some(kernel) = &mut self.kernel else { return };
         let outcomes: Outcomes = match sync {
-            None => kernel.complete(desired).await,
-            Some(sync) if full => kernel.converge(desired, sync).await,
-            Some(sync) => kernel.advance(desired, sync).await,
+            None => kernel.complete(desired.clone()).await,
+            Some(sync) if full => kernel.converge(desired.clone(), sync).await,
+            Some(sync) => kernel.advance(desired.clone(), sync).await,
         };
         let metrics = &self.wiring.node.metrics;
         metrics.add(if full { "convergences_total" } else { "advances_total" }, 1.0);

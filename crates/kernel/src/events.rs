@@ -84,13 +84,15 @@ pub struct Events {
     nft: AsyncFd<Socket>,
     /// Changes by this port are our own.
     own_port: u32,
+    buffer: Vec<u8>,
     waiting: VecDeque<Change>,
 }
 
 impl Events {
     pub(crate) fn new(subscription: Subscription, own_port: u32) -> io::Result<Self> {
         let Subscription { route, nft } = subscription;
-        Ok(Self { route: watch(route)?, nft: watch(nft)?, own_port, waiting: VecDeque::new() })
+        let (buffer, waiting) = (Vec::with_capacity(RECEIVE_LEN), VecDeque::new());
+        Ok(Self { route: watch(route)?, nft: watch(nft)?, own_port, buffer, waiting })
     }
 
     /// Waits for the next change. Cancellation safe. An error means that the socket is of no more use.
@@ -104,11 +106,12 @@ impl Events {
                 ready = self.nft.readable() => (ready?, true),
             };
             let mut ready = ready;
-            let mut buffer = Vec::with_capacity(RECEIVE_LEN);
-            let received = ready.try_io(|socket| socket.get_ref().recv(&mut buffer, libc::MSG_DONTWAIT));
+            let buffer = &mut self.buffer;
+            buffer.clear();
+            let received = ready.try_io(|socket| socket.get_ref().recv(&mut *buffer, libc::MSG_DONTWAIT));
             let changes: Vec<Change> = match received {
-                Ok(Ok(_)) if nft => split(&buffer).iter().filter_map(nft_change).collect(),
-                Ok(Ok(_)) => split(&buffer).iter().filter_map(|a| route_change(a, self.own_port)).collect(),
+                Ok(Ok(_)) if nft => split(buffer).iter().filter_map(nft_change).collect(),
+                Ok(Ok(_)) => split(buffer).iter().filter_map(|a| route_change(a, self.own_port)).collect(),
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => vec![Change::Overrun],
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => Vec::new(),
                 Ok(Err(error)) => return Err(error),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use ipnet::IpNet;
@@ -113,21 +113,21 @@ impl Kernel {
     }
 
     /// Reads every table and brings it to what is wanted: only our own entries are changed or taken away.
-    pub async fn converge(&mut self, want: &Desired, sync: InSync) -> Outcomes {
-        let want = want.clone();
+    pub async fn converge(&mut self, want: impl Into<Arc<Desired>>, sync: InSync) -> Outcomes {
+        let want = want.into();
         self.work(move |tables| tables.converge(&want, sync)).await.unwrap_or_else(ended)
     }
 
     /// Brings every table to what is wanted, from what is remembered of the last pass: nothing is read.
-    pub async fn advance(&mut self, want: &Desired, sync: InSync) -> Outcomes {
-        let want = want.clone();
+    pub async fn advance(&mut self, want: impl Into<Arc<Desired>>, sync: InSync) -> Outcomes {
+        let want = want.into();
         self.work(move |tables| tables.advance(&want, sync)).await.unwrap_or_else(ended)
     }
 
     /// Reads every table, makes what is missing and changes what differs, and takes nothing away: for a node that acts on
     /// what it knew before, since the API server does not answer.
-    pub async fn complete(&mut self, want: &Desired) -> Outcomes {
-        let want = want.clone();
+    pub async fn complete(&mut self, want: impl Into<Arc<Desired>>) -> Outcomes {
+        let want = want.into();
         self.work(move |tables| tables.complete(&want)).await.unwrap_or_else(ended)
     }
 

@@ -35,9 +35,11 @@ pub(crate) struct Wanted {
 /// to be missing before.
 pub(crate) fn make(request: &Request, netns: &File, host: &mut Net, wanted: Wanted) -> Result<Link, Error> {
     let name = host_name(request);
-    let mut pod_end = NewLink::named(&request.ifname).mtu(wanted.mtu).mac(wanted.pod_mac).message();
+    let mut pod_end =
+        NewLink::named(&request.ifname).one_queue().mtu(wanted.mtu).mac(wanted.pod_mac).message();
     pod_end.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
     let pair = NewLink::named(&name)
+        .one_queue()
         .mtu(wanted.mtu)
         .kind(InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(pod_end))))
         .message();

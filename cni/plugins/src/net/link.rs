@@ -130,6 +130,11 @@ impl NewLink {
         self.with(LinkAttribute::LinkInfo(infos.collect()))
     }
 
+    /// One queue each way. Of a pair the kernel uses one by itself, but makes as many as there are processors, and waits for a grace period then.
+    pub(crate) fn one_queue(self) -> Self {
+        self.with(LinkAttribute::NumTxQueues(1)).with(LinkAttribute::NumRxQueues(1))
+    }
+
     pub(crate) fn message(self) -> LinkMessage {
         let mut message = LinkMessage::default();
         message.attributes = self.attributes;

@@ -208,9 +208,12 @@ pub(super) fn has_default_route(wire: &mut Wire, v6: bool) -> io::Result<bool> {
     }))
 }
 
+/// An end with one queue each way, as the kernel would use. Left to itself it makes as many as there are processors and then waits, with its
+/// lock of all links held, for a grace period to use one of them.
 fn end(name: &LinkName, mac: MacAddress, mtu: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    message.attributes.extend([LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]);
     message.attributes.push(LinkAttribute::Mtu(mtu));
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
     message

@@ -127,7 +127,7 @@ async fn settings_are_put_back_and_hold_for_a_link_that_was_made_anew() {
 
     // It is made anew, by a step from what is remembered.
     node.want.links.insert("vxlan-isthmus".parse().unwrap(), of_number(7301));
-    let outcomes = node.kernel.advance(&node.want, InSync::all_listed()).await;
+    let outcomes = node.kernel.advance(node.want.clone(), InSync::all_listed()).await;
     assert!(outcomes.is_clean(), "{outcomes:?}");
     assert_eq!(value(&node, settings[1]), "2");
 }
@@ -201,7 +201,7 @@ async fn a_foreign_route_in_our_way_is_left_and_named_while_others_go_on() {
     node.namespace.sh("ip link set lo up; ip route add 10.20.0.0/16 dev lo");
     node.want.routes.insert(key(net("10.20.0.0/16")), leads_to(&[("iw-000000000001", None)]));
     node.want.routes.insert(key(net("10.22.0.0/16")), leads_to(&[("iw-000000000001", None)]));
-    let outcomes = node.kernel.converge(&node.want, InSync::all_listed()).await;
+    let outcomes = node.kernel.converge(node.want.clone(), InSync::all_listed()).await;
     let failed: Vec<&String> = outcomes.failed.keys().collect();
     assert_eq!(failed, ["route 10.20.0.0/16 table 254 metric 0"]);
     node.namespace
@@ -215,7 +215,7 @@ async fn a_tunnel_that_does_not_exist_yet_is_named_and_the_rest_is_done_without_
     let tunnels = [("iw-000000000001", None), ("iw-000000000002", None)];
     node.want.routes.insert(key(net("10.20.0.0/16")), leads_to(&tunnels));
     node.namespace.sh("ip link del iw-000000000002");
-    let outcomes = node.kernel.converge(&node.want, InSync::all_listed()).await;
+    let outcomes = node.kernel.converge(node.want.clone(), InSync::all_listed()).await;
     let failed: Vec<&String> = outcomes.failed.keys().collect();
     assert_eq!(failed, ["link iw-000000000002", "route 10.20.0.0/16 table 254 metric 0"]);
     node.namespace.sh("ip route show 10.20.0.0/16 | grep -q iw-000000000001");
@@ -244,7 +244,7 @@ async fn a_new_process_without_memory_sweeps_what_the_old_one_left() {
     })
     .await;
     let nothing = isthmus_model::kernel::Desired { nft: want.nft, ..Default::default() };
-    let outcomes = kernel.converge(&nothing, InSync::all_listed()).await;
+    let outcomes = kernel.converge(nothing.clone(), InSync::all_listed()).await;
     assert!(outcomes.is_clean(), "{outcomes:?}");
     let left =
         namespace.sh("ip -6 route show table 7305; ip rule; ip -6 rule; ip -o addr show dev lo; ip -o link");

@@ -74,7 +74,7 @@ async fn a_deleted_route_or_rule_is_back_within_a_second_without_being_asked() {
     let Node { namespace, mut kernel, want, .. } = node;
     let agent = tokio::spawn(async move {
         while events.next().await.is_ok() {
-            kernel.converge(&want, InSync::all_listed()).await;
+            kernel.converge(want.clone(), InSync::all_listed()).await;
         }
     });
     namespace.sh("ip route del unreachable 10.21.0.0/16; ip -6 rule del priority 7300");

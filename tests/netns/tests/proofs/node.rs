@@ -31,7 +31,7 @@ impl Node {
 
     /// Brings the node to `want` and insists that all of it was done.
     pub(crate) async fn converge(&mut self) -> Outcomes {
-        let outcomes = self.kernel.converge(&self.want, InSync::all_listed()).await;
+        let outcomes = self.kernel.converge(self.want.clone(), InSync::all_listed()).await;
         assert!(outcomes.is_clean(), "{outcomes:?}");
         outcomes
     }
@@ -43,7 +43,7 @@ impl Node {
         for address in &link.addresses {
             self.allow(&link, *address);
         }
-        let outcomes = self.kernel.advance(&self.want, InSync::all_listed()).await;
+        let outcomes = self.kernel.advance(self.want.clone(), InSync::all_listed()).await;
         assert!(outcomes.is_clean(), "{outcomes:?}");
         (link, made)
     }

@@ -87,7 +87,7 @@ async fn arming_keeps_a_table_that_is_there_and_its_pods() {
         done.map_err(|error| error.to_string())
     });
     one.ping("10.9.0.2").unwrap();
-    let outcomes = kernel.converge(&want, InSync::all_listed()).await;
+    let outcomes = kernel.converge(want.clone(), InSync::all_listed()).await;
     assert!(outcomes.is_clean(), "{outcomes:?}");
     one.ping("10.9.0.2").unwrap();
 }
@@ -104,7 +104,7 @@ async fn a_socket_that_was_passed_on_keeps_the_table_owned_when_its_opener_close
     drop(first);
     node.namespace.sh("nft flush ruleset");
     second.arm(&base()).await.unwrap();
-    let outcomes = second.converge(&node.want, InSync::all_listed()).await;
+    let outcomes = second.converge(node.want.clone(), InSync::all_listed()).await;
     assert!(outcomes.is_clean(), "{outcomes:?}");
     assert!(node.namespace.sh("nft list table inet isthmus").contains("antispoof"));
 }
@@ -155,7 +155,7 @@ async fn no_packet_is_lost_while_the_agent_is_replaced_and_the_rules_are_flushed
         let socket = kernel.nft_fd().try_clone_to_owned().unwrap();
         kernel = Kernel::open_in(&namespace.path(), Nft::from_fd(socket).unwrap()).unwrap();
         kernel.arm(&base()).await.unwrap();
-        let outcomes = kernel.converge(&want, InSync::all_listed()).await;
+        let outcomes = kernel.converge(want.clone(), InSync::all_listed()).await;
         assert!(outcomes.is_clean(), "{outcomes:?}");
         namespace.sh("nft flush ruleset");
     }

@@ -266,7 +266,7 @@ async fn a_pod_whose_namespace_ends_leaves_no_link() {
         left if left.is_empty() => Ok(()),
         left => Err(format!("{left:?}")),
     });
-    let outcomes = node.kernel.converge(&node.want, InSync::all_listed()).await;
+    let outcomes = node.kernel.converge(node.want.clone(), InSync::all_listed()).await;
     let failed: Vec<&String> = outcomes.failed.values().collect();
     assert!(failed.iter().all(|error| error.contains("does not exist")), "{failed:?}");
 }
