@@ -23,6 +23,8 @@ use crate::tools;
 
 /// Pods added and deleted in one turn.
 const PODS: usize = 32;
+/// Rounds at least, for 512 calls of each kind: what the slowest of a hundred takes cannot be told from fewer.
+const ROUNDS_LEAST: usize = 16;
 /// Calls under way at once.
 const CONCURRENCY: [usize; 3] = [1, 8, 32];
 const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
@@ -56,6 +58,7 @@ struct Samples {
 /// A plugin fails, or Debian's are not installed.
 pub(crate) fn measure(lab: &Lab, places: &Places, rounds: usize) -> Result<String> {
     tools::need(&["containernetworking-plugins", "iproute2"])?;
+    let rounds = rounds.max(ROUNDS_LEAST);
     let (debian, ours) = (PathBuf::from(DEBIAN_PLUGINS), linked_plugins(places)?);
     let shim = on_node::build(places, "isthmus-cni")?.program;
     let bridge = json!({ "bridge": "bench0", "isGateway": true });
