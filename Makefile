@@ -65,8 +65,11 @@ fuzz: ## Look for inputs that break a target (TARGET=mesh-frames SECONDS=60; nee
 	@$(XTASK) fuzz "$(TARGET)" --seconds $(or $(SECONDS),60)
 
 # The runtime of the sanitizer comes with the pinned toolchain; its flag does not need another one. With a target it is ours alone, not that of macros.
-sanitize: ## Tests of the packet path's system calls (all of its `unsafe`) under AddressSanitizer
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --target-dir target/sanitize --target $$(rustc -vV | sed -n 's/^host: //p') -p isthmus-packet-io --lib
+SANITIZED = RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --target-dir target/sanitize --target $$(rustc -vV | sed -n 's/^host: //p') -p isthmus-packet-io -p isthmus-wg-device
+
+sanitize: ## The packet path's system calls (all of its `unsafe`) under AddressSanitizer: tests, and isthmus-wg with traffic (as root)
+	$(SANITIZED) --lib
+	$(SANITIZED) --test it -- --test-threads=1 traffic:: ends::
 
 bench-wg: ## isthmus-wg beside other WireGuard programs, which are built once (as root; minutes) -> docs/benchmarks.md
 	$(CARGO) build --release -p isthmus-bench -p isthmus-wg-device

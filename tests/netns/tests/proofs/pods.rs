@@ -214,6 +214,19 @@ async fn whoever_adds_a_pod_is_where_it_was_afterwards_also_if_nothing_came_of_i
     assert_eq!(here(), home);
 }
 
+/// With more the kernel would wait for a grace period at each end.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_have_one_queue_each_way() {
+    let Some(lab) = Lab::new("queues") else { return };
+    let (node, pod) = (Node::new(&lab, "node"), lab.namespace("pod"));
+    let link = pod_link(&pod, 1);
+    node.links.add(&link).unwrap();
+    for (space, name) in [(&node.namespace, link.host_link.as_str()), (&pod, "eth0")] {
+        let shown = space.sh(&format!("ip -d link show {name}"));
+        assert!(shown.contains("numtxqueues 1 numrxqueues 1"), "{shown}");
+    }
+}
+
 /// The bound is loose: the figure is printed, and measured by the benchmark.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_add_takes_milliseconds_not_tens() {
